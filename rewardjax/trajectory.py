@@ -1,0 +1,82 @@
+"""What samplers make and what rewards, credit and losses read.
+
+The time axis counts tokens for a language model, denoising steps for a flow model, control steps
+for a robot; nothing below depends on which.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+
+@struct.dataclass
+class Prompts:
+    """A batch of questions for a language model.
+
+    Attributes:
+      tokens: prompt token ids, padded on either side.
+      valid: where `tokens` holds a token rather than padding.
+      info: the task's own columns (gold answers, requested attributes, ...), each `[batch, ...]`.
+    """
+
+    tokens: Int[Array, "batch prompt"]
+    valid: Bool[Array, "batch prompt"]
+    info: dict[str, Array] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Trajectory:
+    """A batch of episodes.
+
+    Attributes:
+      actions: what was done at each step. For a language model the whole row of token ids, prompt
+        first (`tokens` is the same array); for others whatever the policy acts with.
+      mask: on where the policy chose the action; off on prompts, observations and padding.
+      valid: on where the row has a step at all, the policy's or not. `mask` implies `valid`.
+      logprobs: log-probability of `actions` under the policy that sampled them; 0 off the mask.
+      observations: what the policy saw at each step, where that is not the row of actions itself.
+      info: further columns, each with a leading batch axis: the task's gold data, and what annotators and
+        learners add (`values`, `reference_logprobs`, ...).
+    """
+
+    actions: Array
+    mask: Bool[Array, "batch time"]
+    valid: Bool[Array, "batch time"]
+    logprobs: Float[Array, "batch time"]
+    observations: Any = None
+    info: dict[str, Array] = struct.field(default_factory=dict)
+
+    @property
+    def tokens(self) -> Int[Array, "batch time"]:
+        """The token ids of a language model's trajectory."""
+        return self.actions
+
+    def with_info(self, **columns: Array) -> "Trajectory":
+        """The same trajectory with these columns added to `info`."""
+        return self.replace(info={**self.info, **columns})
+
+    @property
+    def lengths(self) -> Int[Array, "batch"]:
+        """How many steps the policy took in each row."""
+        return jnp.sum(self.mask, axis=-1)
+
+
+def last_step(mask: Bool[Array, "batch time"]) -> Bool[Array, "batch time"]:
+    """On at the last step of each row that the policy took; off everywhere in a row with none."""
+    later = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]
+    return mask & (later == 1)
+
+
+def first_step(mask: Bool[Array, "batch time"]) -> Bool[Array, "batch time"]:
+    """On at the first step of each row that the policy took; off everywhere in a row with none."""
+    return mask & (jnp.cumsum(mask, axis=-1) == 1)
+
+
+def returns_to_go(
+    rewards: Float[Array, "batch time"], mask: Bool[Array, "batch time"]
+) -> Float[Array, "batch time"]:
+    """Undiscounted sum of the rewards from each step on; 0 off the mask."""
+    rewards = jnp.where(mask, rewards, 0.0)
+    return jnp.where(mask, jnp.cumsum(rewards[:, ::-1], axis=-1)[:, ::-1], 0.0)

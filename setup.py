@@ -1,0 +1,46 @@
+"""Package definition. Lower bounds are versions that the tests ran with."""
+
+from setuptools import find_packages, setup
+
+CORE = [
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "chex>=0.1.92",
+    "grain>=0.2.18",
+    "tensorflow-datasets>=4.9.10",
+    "array-record>=0.8.6",
+    "sentencepiece>=0.2.2",
+    "jaxtyping>=0.3.11",
+    "numpy>=2.4",
+    "scipy>=1.17",
+    "tyro>=1.0.17",
+    "rich>=15.0",
+    "matplotlib>=3.11",
+    "tensorboardX>=2.6.5",
+]
+
+setup(
+    name="rewardjax",
+    version="0.1.0",
+    description="Reward design and reward-driven post-training in JAX: one experiment file a paper.",
+    python_requires=">=3.11",
+    packages=find_packages(include=["rewardjax", "rewardjax.*", "experiments", "experiments.*"]),
+    install_requires=CORE,
+    extras_require={
+        "test": [
+            "pytest>=9.0",
+            "pytest-xdist>=3.8",
+            "hypothesis>=6.155",
+            "beartype>=0.22",
+            "ruff>=0.14",
+            "mypy>=1.19",
+            "scikit-learn>=1.7",
+        ],
+        "hf": ["safetensors>=0.8.0", "tokenizers>=0.23.2"],
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
+    entry_points={"console_scripts": ["rewardjax=rewardjax.cli:main"]},
+)
