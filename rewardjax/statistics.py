@@ -41,7 +41,9 @@ class Mean:
 
 
 def masked_mean(
-    values: Num[Array, "*shape"], mask: Bool[Array, "*shape"], axis: int | tuple[int, ...] | None = None
+    values: Num[Array, "*shape"],
+    mask: Bool[Array, "*shape"],
+    axis: int | tuple[int, ...] | None = None,
 ) -> Float[Array, "..."]:
     """Mean over `axis` where `mask` is on; 0 where nothing is."""
     count = jnp.sum(mask, axis=axis)

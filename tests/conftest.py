@@ -1,0 +1,26 @@
+"""Settings every test shares: shapes are checked, eight virtual devices, one compilation cache."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+CACHE = Path(__file__).parent.parent / ".jax_cache"
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+install_import_hook("rewardjax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data sets; the test is skipped where there is none."""
+    default = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("REWARDJAX_DATA", default))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder} (set REWARDJAX_DATA)")
+    return folder
