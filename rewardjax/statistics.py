@@ -8,7 +8,7 @@ end, so how a batch was cut can never change a value.
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Num, Shaped
 
 
 @struct.dataclass
@@ -19,7 +19,7 @@ class Mean:
     weight: Float[Array, "*shape"]
 
     @classmethod
-    def of(cls, values: Num[Array, "*shape"], mask: Array | None = None) -> "Mean":
+    def of(cls, values: Shaped[Array, "*shape"], mask: Array | None = None) -> "Mean":
         """The mean of `values` where `mask` is on (everywhere without one); `mask` may broadcast."""
         values = jnp.asarray(values, jnp.float32)
         weights = jnp.ones_like(values) if mask is None else jnp.broadcast_to(mask, values.shape)
@@ -78,7 +78,9 @@ def log_mean_exp(values: Float[Array, "*shape"], axis: int = -1) -> Float[Array,
     return jax.nn.logsumexp(values, axis=axis) - jnp.log(values.shape[axis])
 
 
-def to_groups(values: Num[Array, "batch ..."], group_size: int) -> Num[Array, "groups size ..."]:
+def to_groups(
+    values: Shaped[Array, "batch ..."], group_size: int
+) -> Shaped[Array, "groups size ..."]:
     """Fold `[batch, ...]` into `[batch // group_size, group_size, ...]`: a group's rows are adjacent.
 
     Raises:

@@ -63,6 +63,43 @@ class Trajectory:
         return jnp.sum(self.mask, axis=-1)
 
 
+def left_pad(
+    tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
+) -> tuple[Int[Array, "batch time"], Bool[Array, "batch time"]]:
+    """The rows with their valid tokens moved to the right end, in order."""
+    order = jnp.argsort(valid, axis=1, stable=True)
+    return jnp.take_along_axis(tokens, order, 1), jnp.take_along_axis(valid, order, 1)
+
+
+def right_pad(
+    tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
+) -> tuple[Int[Array, "batch time"], Bool[Array, "batch time"]]:
+    """The rows with their valid tokens moved to the left end, in order."""
+    order = jnp.argsort(~valid, axis=1, stable=True)
+    return jnp.take_along_axis(tokens, order, 1), jnp.take_along_axis(valid, order, 1)
+
+
+def respond(
+    prompts: Prompts,
+    tokens: Int[Array, "batch response"],
+    valid: Bool[Array, "batch response"],
+) -> Trajectory:
+    """Given responses as the trajectory that a sampler would have made: prompt, then response.
+
+    Log-probabilities are 0: nothing is known of who wrote them.
+    """
+    prompt_tokens, prompt_valid = left_pad(prompts.tokens, prompts.valid)
+    tokens, valid = right_pad(tokens, valid)
+    actions = jnp.concatenate([prompt_tokens, tokens], axis=1)
+    return Trajectory(
+        actions=actions,
+        mask=jnp.concatenate([jnp.zeros_like(prompt_valid), valid], axis=1),
+        valid=jnp.concatenate([prompt_valid, valid], axis=1),
+        logprobs=jnp.zeros(actions.shape, jnp.float32),
+        info=prompts.info,
+    )
+
+
 def last_step(mask: Bool[Array, "batch time"]) -> Bool[Array, "batch time"]:
     """On at the last step of each row that the policy took; off everywhere in a row with none."""
     later = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import flax.struct
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -13,6 +14,17 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
+_dataclass = flax.struct.dataclass
+
+
+def unchecked_dataclass(*args, **kwargs):
+    """A pytree whose fields are not checked: while JAX traces, they hold specs and shardings."""
+    made = _dataclass(*args, **kwargs)
+    made.__no_type_check__ = True
+    return made
+
+
+flax.struct.dataclass = unchecked_dataclass
 install_import_hook("rewardjax", "beartype.beartype")
 
 

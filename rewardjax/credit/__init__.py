@@ -1,0 +1,10 @@
+from rewardjax.credit.groups import group_relative as group_relative
+from rewardjax.credit.groups import leave_one_out as leave_one_out
+from rewardjax.credit.returns import discounted_returns as discounted_returns
+from rewardjax.credit.returns import gae as gae
+from rewardjax.credit.returns import lambda_returns as lambda_returns
+from rewardjax.credit.returns import td_targets as td_targets
+from rewardjax.credit.whitening import Credit as Credit
+from rewardjax.credit.whitening import batch_normalised as batch_normalised
+from rewardjax.credit.whitening import reinforce_plus_plus_baseline as reinforce_plus_plus_baseline
+from rewardjax.credit.whitening import whitened as whitened

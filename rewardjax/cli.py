@@ -1,0 +1,261 @@
+"""The command line: `rewardjax run | list | report`.
+
+Exit codes: 0 done, 1 an experiment or a disk failed, 2 a mistake in the command, 130 interrupted.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rewardjax import __version__
+
+if TYPE_CHECKING:
+    from rewardjax.catalogue import Entry
+    from rewardjax.experiment import Experiment
+
+# jax, matplotlib and rich are imported where they are used, so that --help answers at once.
+
+
+class UsageError(ValueError):
+    """A name on the command line that does not exist."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is returned, errors of the user's are a line on stderr."""
+    try:
+        arguments = _parser().parse_args(argv)
+    except SystemExit as stop:
+        # argparse has said its piece; the caller decides whether to leave.
+        return stop.code if isinstance(stop.code, int) else 2
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    return command(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rewardjax", description="Run a paper's experiment, list experiments, report runs."
+    )
+    parser.add_argument("--version", action="version", version=f"rewardjax {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="run | list | report")
+
+    run = commands.add_parser("run", help="run an experiment's arms over seeds, or go on with it")
+    run.set_defaults(command=_run)
+    run.add_argument("experiment", metavar="FILE_OR_SLUG", help="file, family/slug or slug")
+    run.add_argument("--scale", default="mini", help="mini, smoke or paper (default: mini)")
+    run.add_argument("--arms", metavar="A,B", help="arms, or all (default: the experiment's own)")
+    run.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N - 1")
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="DOTTED.KEY=VALUE",
+        help="change a setting of the scale; may be repeated",
+    )
+    run.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
+    run.add_argument(
+        "--record", action="store_true", help="also write results/<family>/<slug>.json"
+    )
+    run.add_argument("--quiet", action="store_true", help="no progress bars")
+    run.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    listing = commands.add_parser("list", help="list the experiments")
+    listing.set_defaults(command=_list)
+    listing.add_argument("--family", help="only this family")
+    listing.add_argument("--json", action="store_true", help="print a JSON array")
+
+    report = commands.add_parser("report", help="write and print the reports of finished runs")
+    report.set_defaults(command=_report)
+    report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="default: runs")
+    report.add_argument("--json", action="store_true", help="print a JSON array of summaries")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from rewardjax import catalogue, progress, report, runner
+    from rewardjax.overrides import OverrideError, override
+
+    try:
+        entry, experiment = catalogue.load(arguments.experiment)
+        scale = _known("scale", arguments.scale, experiment.scales)
+        arms = _arms(arguments.arms, experiment)
+        config = override(experiment.scales[scale], arguments.settings)
+    except (catalogue.CatalogueError, OverrideError, UsageError) as error:
+        return _fail(error, 2)
+    _keep_compiled_programs()
+    seeds = range(arguments.seeds or experiment.first_seeds)
+    observer = progress.observer(len(arms) * len(seeds), quiet=arguments.quiet or arguments.json)
+    folder = runner.run_folder(entry, scale, arguments.workdir)
+    try:
+        with observer:
+            summary = runner.run(
+                experiment,
+                entry,
+                config,
+                scale,
+                arms,
+                seeds,
+                arguments.workdir,
+                observer,
+                record=arguments.record,
+            )
+    except KeyboardInterrupt:
+        print(
+            f"interrupted: what was done is saved in {folder}; "
+            "type the same command again to go on from there",
+            file=sys.stderr,
+        )
+        return 130
+    except runner.RunFolderError as error:
+        return _fail(error, 2)
+    except runner.StorageError as error:
+        return _fail(error, 1)
+    if arguments.json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+        return 0
+    _print(report.console(summary))
+    print(f"report: {folder / 'report.html'}")
+    if arguments.record:
+        print(f"recorded: {entry.results}")
+    return 0
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from rewardjax import catalogue
+
+    experiments: list[dict[str, Any]] = []
+    broken = 0
+    try:
+        root = catalogue.experiments_folder()
+        for entry, experiment in catalogue.load_all(root, arguments.family):
+            if isinstance(experiment, Exception):
+                broken += 1
+                _fail(f"{entry.path}: {type(experiment).__name__}: {experiment}", 1)
+            else:
+                experiments.append(_described(entry, experiment))
+    except catalogue.CatalogueError as error:
+        return _fail(error, 2)
+    if arguments.json:
+        print(json.dumps(experiments, indent=2, ensure_ascii=False))
+    else:
+        _print(_table(experiments))
+    return 1 if broken else 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from rewardjax import report
+
+    summaries = []
+    try:
+        for folder in _run_folders(arguments.folders or [Path("runs")]):
+            if not (folder / "summary.json").is_file():
+                print(f"{folder}: not finished; run it again to go on with it", file=sys.stderr)
+                continue
+            page = report.write_report(folder)
+            summary = report.read_summary(folder / "summary.json")
+            summaries.append(summary)
+            if not arguments.json:
+                _print(report.console(summary))
+                print(f"report: {page}\n")
+    except ValueError as error:
+        return _fail(error, 2)
+    except OSError as error:
+        return _fail(error, 1)
+    if arguments.json:
+        print(json.dumps(summaries, indent=2, ensure_ascii=False))
+    return 0
+
+
+def _run_folders(folders: Iterable[Path]) -> list[Path]:
+    """The run folders at or under the given ones: those that hold a config.json or a summary."""
+    found: dict[Path, None] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: no such folder of runs")
+        # <slug>/<scale> is the deepest that a run folder can be below a working folder.
+        marks = [
+            path.parent
+            for depth in ("", "*/", "*/*/")
+            for name in ("config.json", "summary.json")
+            for path in sorted(folder.glob(depth + name))
+        ]
+        if not marks:
+            raise UsageError(f"{folder}: no run in it: expected <slug>/<scale>/summary.json")
+        found.update(dict.fromkeys(marks))
+    return list(found)
+
+
+def _arms(names: str | None, experiment: "Experiment") -> list[str]:
+    if names is None:
+        return list(experiment.first_arms or experiment.arms)
+    if names == "all":
+        return list(experiment.arms)
+    return list(dict.fromkeys(_known("arm", name, experiment.arms) for name in names.split(",")))
+
+
+def _known(kind: str, name: str, known: Iterable[str]) -> str:
+    from rewardjax.overrides import near_names
+
+    name, known = name.strip(), list(known)
+    if name not in known:
+        raise UsageError(f"no {kind} {name!r}; {near_names(name, known)}")
+    return name
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
+    return int(text)
+
+
+def _described(entry: "Entry", experiment: "Experiment") -> dict[str, Any]:
+    return {
+        "slug": entry.slug,
+        "family": entry.family,
+        "title": experiment.paper.title,
+        "arxiv": experiment.paper.arxiv,
+        "arms": list(experiment.arms),
+        "scales": list(experiment.scales),
+        "claims": [dict(vars(claim)) for claim in experiment.claims],
+        "recorded": entry.results.is_file(),
+    }
+
+
+def _table(experiments: Sequence[dict[str, Any]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("family", "slug", "title", "arms", "recorded")
+    for it in experiments:
+        row = (it["family"], it["slug"], it["title"], ", ".join(it["arms"]))
+        table.add_row(*map(Text, row), Text("yes" if it["recorded"] else ""))
+    return table
+
+
+def _keep_compiled_programs() -> None:
+    """Keep compiled programs between runs, in $REWARDJAX_CACHE or the user's cache folder."""
+    import jax
+
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = os.environ.get("REWARDJAX_CACHE") or str(caches / "rewardjax" / "jax")
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _print(drawing: Any) -> None:
+    from rich.console import Console
+
+    Console().print(drawing)
+
+
+def _fail(error: Exception | str, code: int) -> int:
+    print(f"rewardjax: error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""What an experiment file exports: a paper, the arms compared, the claims judged."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+RELATIONS = ("<", "<=", ">", ">=", "~")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """The paper: its title, its arXiv number ("2510.08026") and its authors' code, if any."""
+
+    title: str
+    arxiv: str
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One side of the comparison: the method, a baseline or an ablation.
+
+    Attributes:
+      build: `build(config) -> run_seed`, called once: it makes the jitted programs. Then
+        `run_seed(run, shared) -> {metric: number}` runs one seed; `run` is the runner's handle
+        on that seed (key, logging, checkpoints), `shared` is what `Experiment.prepare` made.
+      note: a line for the report on what this arm is.
+    """
+
+    build: Callable[..., Any]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement on `arm - baseline`, judged over seeds by `rewardjax.verdicts.judge`.
+
+    Attributes:
+      metric: the name that the arms report.
+      arm: the arm claimed about.
+      relation: "<" or ">" (by more than `margin`), "<=" or ">=" (no worse than by `margin`),
+        "~" (within `margin` either way).
+      baseline: another arm, or a number.
+      margin: in the metric's unit, at least 0.
+      source: where the paper says so ("Table 2").
+      note: a line for the report, such as why a claim fails in miniature.
+
+    Raises:
+      ValueError: an unknown relation, a negative margin, a baseline that is not finite, or an arm
+        compared with itself.
+    """
+
+    metric: str
+    arm: str
+    relation: str
+    baseline: str | int | float
+    margin: int | float = 0.0
+    source: str = ""
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        where = f"claim on {self.metric!r} of {self.arm!r}"
+        if self.relation not in RELATIONS:
+            raise ValueError(
+                f"{where}: relation: expected one of {' '.join(RELATIONS)}, found {self.relation!r}"
+            )
+        if not (math.isfinite(self.margin) and self.margin >= 0):
+            raise ValueError(f"{where}: margin: expected 0 or more, found {self.margin}")
+        if self.baseline == self.arm:
+            raise ValueError(f"{where}: baseline: the arm is compared with itself")
+        if not isinstance(self.baseline, str) and not math.isfinite(self.baseline):
+            raise ValueError(f"{where}: baseline: expected a finite number, found {self.baseline}")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One paper: arms that share data, model and budget, and what is claimed of them.
+
+    The family and the slug are the experiment file's place, not fields.
+
+    Attributes:
+      arms: by name; a name is also a folder's.
+      scales: a frozen dataclass of settings for each scale; "mini" among them.
+      claims: judged over the seeds of a run.
+      prepare: `prepare(config) -> (run) -> shared`, run once a seed before the arms.
+      reported: the paper's own numbers, `{arm: {metric: number}}`.
+      first_arms: what a plain run takes; all arms when empty.
+      first_seeds: how many seeds a plain run takes, at least 1.
+      curves: names of logged metrics to draw over steps.
+
+    Raises:
+      ValueError: an arm that does not exist is named, a name cannot be a folder's, "mini" is
+        missing, or a scale is not an instance of a frozen dataclass.
+      TypeError: a value of `arms` is not an `Arm`.
+    """
+
+    paper: Paper
+    arms: Mapping[str, Arm]
+    scales: Mapping[str, Any]
+    claims: Sequence[Claim]
+    prepare: Callable[..., Any] | None = None
+    reported: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
+    first_arms: tuple[str, ...] = ()
+    first_seeds: int = 5
+    curves: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_arms(self.arms)
+        _check_scales(self.scales)
+        for index, claim in enumerate(self.claims):
+            named = [claim.arm, claim.baseline]
+            _check_named(
+                f"claims[{index}]", [name for name in named if isinstance(name, str)], self.arms
+            )
+        _check_named("first_arms", self.first_arms, self.arms)
+        _check_named("reported", self.reported, self.arms)
+        if self.first_seeds < 1:
+            raise ValueError(f"first_seeds: expected at least 1, found {self.first_seeds}")
+
+
+def _check_arms(arms: Mapping[str, Arm]) -> None:
+    if not arms:
+        raise ValueError("arms: expected at least one, found none")
+    for name, arm in arms.items():
+        if not isinstance(arm, Arm):
+            raise TypeError(f"arms[{name!r}]: expected an Arm, found {type(arm).__name__}")
+        if not name or name.startswith(".") or "/" in name:
+            raise ValueError(f"arms: {name!r} cannot name a folder")
+
+
+def _check_scales(scales: Mapping[str, Any]) -> None:
+    if "mini" not in scales:
+        raise ValueError(f"scales: expected 'mini' among them, found {sorted(scales)}")
+    for name, config in scales.items():
+        parameters = getattr(config, "__dataclass_params__", None)
+        if isinstance(config, type) or not dataclasses.is_dataclass(config):
+            raise ValueError(
+                f"scales[{name!r}]: expected an instance of a frozen dataclass, found {config!r}"
+            )
+        if not (parameters and parameters.frozen):
+            raise ValueError(
+                f"scales[{name!r}]: the dataclass {type(config).__name__} is not frozen"
+            )
+
+
+def _check_named(where: str, names: Iterable[str], arms: Mapping[str, Arm]) -> None:
+    for name in names:
+        if name not in arms:
+            near = difflib.get_close_matches(name, arms, n=3)
+            if near:
+                hint = f"did you mean {' or '.join(map(repr, near))}?"
+            else:
+                hint = f"the arms are {', '.join(map(repr, arms))}"
+            raise ValueError(f"{where}: no arm {name!r}; {hint}")

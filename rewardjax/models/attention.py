@@ -1,0 +1,79 @@
+"""Attention with rotary positions, and the cache that decoding writes."""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+
+@struct.dataclass
+class LayerCache:
+    """Keys and values of one layer (with a leading `layers` axis where layers are scanned)."""
+
+    keys: Float[Array, "*layers batch slots kv_heads head_dim"]
+    values: Float[Array, "*layers batch slots kv_heads head_dim"]
+
+    def write(self, keys: Array, values: Array, slot: Int[Array, ""] | int) -> "LayerCache":
+        """The cache with new keys and values `[batch, time, ...]` from `slot` on."""
+        return LayerCache(
+            jax.lax.dynamic_update_slice_in_dim(self.keys, keys.astype(self.keys.dtype), slot, 1),
+            jax.lax.dynamic_update_slice_in_dim(
+                self.values, values.astype(self.values.dtype), slot, 1
+            ),
+        )
+
+
+def rotate(
+    x: Float[Array, "batch time heads head_dim"],
+    positions: Int[Array, "batch time"],
+    base: float,
+) -> Float[Array, "batch time heads head_dim"]:
+    """Rotary position embedding (arXiv:2104.09864), halves convention of Llama, Qwen and Gemma."""
+    half = x.shape[-1] // 2
+    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attention_mask(
+    query_segments: Int[Array, "batch queries"],
+    key_segments: Int[Array, "batch keys"],
+    query_slots: Int[Array, "queries"],
+    *,
+    causal: bool = True,
+    window: int | None = None,
+) -> Bool[Array, "batch queries keys"]:
+    """Who sees whom: the same non-zero segment, not later, at most `window - 1` slots back."""
+    mask = query_segments[:, :, None] == key_segments[:, None, :]
+    mask &= key_segments[:, None, :] != 0
+    distance = query_slots[:, None] - jnp.arange(key_segments.shape[1])
+    if causal:
+        mask &= distance >= 0
+    if window is not None:
+        mask &= jnp.abs(distance) < window
+    return mask
+
+
+def attend(
+    queries: Float[Array, "batch queries heads head_dim"],
+    keys: Float[Array, "batch keys kv_heads head_dim"],
+    values: Float[Array, "batch keys kv_heads head_dim"],
+    mask: Bool[Array, "batch queries keys"],
+    *,
+    scale: float,
+    softcap: float | None = None,
+) -> Float[Array, "batch queries heads head_dim"]:
+    """Grouped-query attention with a float32 softmax; a query that sees nothing gives 0."""
+    batch, time, heads, head_dim = queries.shape
+    kv_heads = keys.shape[2]
+    grouped = queries.reshape(batch, time, kv_heads, heads // kv_heads, head_dim) * scale
+    scores = jnp.einsum("bqkgd,bskd->bkgqs", grouped, keys, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
+    visible = mask[:, None, None]
+    scores = jnp.where(visible, scores, -1e30)
+    weights = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0.0)
+    mixed = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(values.dtype), values)
+    return mixed.reshape(batch, time, heads, head_dim)

@@ -1,0 +1,115 @@
+"""A transformer as a distribution over token sequences: the only place where predictions shift."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from rewardjax.models.transformer import Cache, Transformer, TransformerConfig, init_cache
+
+
+def state_before(hidden: Float[Array, "batch time ..."]) -> Float[Array, "batch time ..."]:
+    """At each step, what was known before it: the previous step's entry, zeros at the first step."""
+    padding = ((0, 0), (1, 0), *((0, 0),) * (hidden.ndim - 2))
+    return jnp.pad(hidden, padding)[:, : hidden.shape[1]]
+
+
+def gather_logprobs(
+    logits: Float[Array, "*batch vocab"], tokens: Int[Array, "*batch"]
+) -> Float[Array, "*batch"]:
+    """Float32 log-probability of each token under the logits at its own place."""
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def entropy_of(logits: Float[Array, "*batch vocab"]) -> Float[Array, "*batch"]:
+    """Float32 entropy in nats of the distributions that the logits give."""
+    logprobs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    return -jnp.sum(jnp.exp(logprobs) * logprobs, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModel:
+    """Pure functions of `params` for one transformer configuration."""
+
+    config: TransformerConfig
+
+    @property
+    def module(self) -> Transformer:
+        """The Flax module behind the functions."""
+        return Transformer(self.config)
+
+    def boxed_init(self, key: PRNGKeyArray):
+        """Fresh parameters with their logical axis names."""
+        tokens = jnp.zeros((1, 2), jnp.int32)
+        return self.module.init(key, tokens, jnp.ones_like(tokens))["params"]
+
+    def init(self, key: PRNGKeyArray):
+        """Fresh parameters: a pytree of arrays."""
+        return nn.meta.unbox(self.boxed_init(key))
+
+    def hidden(self, params, tokens, segments, positions=None, cache=None):
+        """Hidden states `[batch, time, width]`, and the cache if there is one."""
+        return self.module.apply({"params": params}, tokens, segments, positions, cache)
+
+    def unembed(self, params, hidden):
+        """Float32 logits over the vocabulary from hidden states."""
+        return self.module.apply({"params": params}, hidden, method="logits")
+
+    def init_cache(self, batch: int, slots: int) -> Cache:
+        """An empty key-value cache."""
+        return init_cache(self.config, batch, slots)
+
+    def logits(
+        self,
+        params,
+        tokens: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"],
+        *,
+        start: int = 0,
+    ) -> Float[Array, "batch scored vocab"]:
+        """Logits of the distribution that `tokens[b, t]` was drawn from, for `t >= start`.
+
+        Entry `[b, t - start]` is computed from `tokens[b, :t]` alone. Where there is nothing before
+        a token (`scored_mask` is off) its logits are those of an empty stream and mean nothing.
+        """
+        hidden, _ = self.hidden(params, tokens, segments)
+        return self.unembed(params, state_before(hidden)[:, start:])
+
+    def score(
+        self,
+        params,
+        tokens: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"],
+        *,
+        temperature: float = 1.0,
+        start: int = 0,
+    ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
+        """Log-probability of every token given those before it, and the entropy there (nats).
+
+        Args:
+          params: the model's parameters.
+          tokens: token ids.
+          segments: 0 on padding, from 1 on a number for each packed document.
+          temperature: the logits are divided by it.
+          start: tokens before this column are not scored (a known prompt); saves their logits.
+
+        Returns:
+          Two float32 arrays aligned with `tokens`; 0 on padding, on the first token of a document
+          and before `start`.
+        """
+        logits = self.logits(params, tokens, segments, start=start) / temperature
+        known = scored_mask(segments)
+        fill = ((0, 0), (start, 0))
+        logprobs = jnp.pad(gather_logprobs(logits, tokens[:, start:]), fill)
+        entropy = jnp.pad(entropy_of(logits), fill)
+        return jnp.where(known, logprobs, 0.0), jnp.where(known, entropy, 0.0)
+
+
+def scored_mask(segments: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:
+    """On where a token has a predecessor in its own segment, so that it can be predicted."""
+    previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, : segments.shape[1]]
+    return (segments != 0) & (segments == previous)

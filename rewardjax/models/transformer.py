@@ -1,0 +1,357 @@
+"""A decoder-only (or bidirectional) transformer that one configuration makes Llama, Qwen or Gemma.
+
+The module is stateless: the key-value cache goes in and comes out. Parameters and activations carry
+logical axis names, which `rewardjax.partitioning` maps to the mesh.
+"""
+
+import dataclasses
+import math
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from rewardjax.models.attention import LayerCache, attend, attention_mask, rotate
+from rewardjax.partitioning import constrain
+
+# "global" sees the whole past, "local" the last `window` tokens; a pattern repeats down the layers.
+Span = Literal["global", "local"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Sizes and variants. Defaults make a small Llama-like model.
+
+    Attributes:
+      vocab: number of token ids.
+      context: longest sequence accepted, in tokens.
+      gate: activation of the gated MLP: SwiGLU (`"silu"`) or GeGLU (`"gelu"`).
+      qk_norm: RMS-normalise queries and keys per head (Qwen3, Gemma 3).
+      post_norm: normalise also what a block adds to the stream (Gemma 2 and 3).
+      unit_offset: norms multiply by `1 + scale` rather than `scale` (Gemma).
+      attention_softcap, logit_softcap: `cap * tanh(x / cap)` on attention scores and logits (Gemma 2).
+      query_scale: factor on the scores; `head_dim ** -0.5` if None.
+      embedding_scale: multiply embeddings by `sqrt(width)` (Gemma).
+      spans: attention span of each layer, repeated; `window` and `local_rope_base` are of local layers.
+      scan: one compiled block scanned over the layers (large models) instead of an unrolled stack.
+      remat: recompute blocks in the backward pass: nothing, everything, or all but matrix products.
+    """
+
+    vocab: int = 32
+    layers: int = 2
+    width: int = 64
+    heads: int = 4
+    kv_heads: int = 4
+    head_dim: int = 16
+    mlp_width: int = 256
+    context: int = 512
+    gate: Literal["silu", "gelu"] = "silu"
+    norm_epsilon: float = 1e-6
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    post_norm: bool = False
+    unit_offset: bool = False
+    attention_softcap: float | None = None
+    logit_softcap: float | None = None
+    query_scale: float | None = None
+    rope_base: float = 10_000.0
+    local_rope_base: float | None = None
+    spans: tuple[Span, ...] = ("global",)
+    window: int = 4096
+    causal: bool = True
+    tied_embeddings: bool = True
+    embedding_scale: bool = False
+    scan: bool = False
+    remat: Literal["none", "full", "dots"] = "none"
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self):
+        for name, value, factor in [
+            ("heads", self.heads, self.kv_heads),
+            ("layers", self.layers, len(self.spans)),
+        ]:
+            if value % factor:
+                raise ValueError(f"TransformerConfig.{name}={value} is not a multiple of {factor}")
+
+
+@struct.dataclass
+class Cache:
+    """What decoding keeps: keys and values, which slots hold tokens, and the next free slot."""
+
+    layers: tuple[LayerCache, ...]
+    segments: Int[Array, "batch slots"]
+    length: Int[Array, ""]
+
+
+def init_cache(config: TransformerConfig, batch: int, slots: int) -> Cache:
+    """An empty cache for `batch` rows of at most `slots` tokens.
+
+    Raises:
+      ValueError: `slots` is more than the model's context.
+    """
+    check_length(config, slots)
+    repeats, period = config.layers // len(config.spans), len(config.spans)
+    shape: tuple[int, ...] = (batch, slots, config.kv_heads, config.head_dim)
+    if config.scan:
+        shape, count = (repeats, *shape), period
+    else:
+        count = config.layers
+    empty = jnp.zeros(shape, config.dtype)
+    layers = tuple(LayerCache(empty, empty) for _ in range(count))
+    return Cache(layers, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def check_length(config: TransformerConfig, length: int) -> None:
+    """Raises ValueError where a sequence of `length` tokens does not fit the model's context."""
+    if length > config.context:
+        raise ValueError(
+            f"sequence of {length} tokens is longer than the model's context={config.context}"
+        )
+
+
+def positions_of(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
+    """Position of each token in its own segment, from 0; padding (segment 0) gets 0."""
+    time = segments.shape[1]
+    previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, :time]
+    start = jnp.where(segments != previous, jnp.arange(time), 0)
+    start = jax.lax.cummax(start, axis=1)
+    return jnp.where(segments == 0, 0, jnp.arange(time) - start)
+
+
+def _dense(name, shape, axes, config, inputs=1):
+    """A parameter of `shape` whose first `inputs` axes are contracted."""
+    fan_in = math.prod(shape[:inputs])
+    init = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
+    return name, init, shape, jnp.dtype(config.param_dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation in float32 (arXiv:1910.07467)."""
+
+    config: TransformerConfig
+    axis: str = "width"
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+        """Normalise the last axis."""
+        c = self.config
+        start = nn.initializers.zeros if c.unit_offset else nn.initializers.ones
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(start, (self.axis,)),
+            (x.shape[-1],),
+            jnp.dtype(c.param_dtype),
+        ).astype(jnp.float32)
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + c.norm_epsilon)
+        return (y * (scale + 1 if c.unit_offset else scale)).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention of one layer."""
+
+    config: TransformerConfig
+    span: Span
+
+    @nn.compact
+    def __call__(self, x, positions, mask, cache, slot):
+        """`x: [batch, time, width]` -> the same shape, and the layer's cache with `x` written in."""
+        c, dtype = self.config, jnp.dtype(self.config.dtype)
+        q, k, v = (self._project(name, x, n) for name, n in _projections(c))
+        if c.qk_norm:
+            q = RMSNorm(c, "head_dim", name="query_norm")(q)
+            k = RMSNorm(c, "head_dim", name="key_norm")(k)
+        local = self.span == "local" and c.local_rope_base is not None
+        base = c.local_rope_base if local else c.rope_base
+        q, k = rotate(q, positions, base), rotate(k, positions, base)
+        if cache is not None:
+            cache = cache.write(k, v, slot)
+            k, v = cache.keys.astype(dtype), cache.values.astype(dtype)
+        scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
+        y = attend(q, k, v, mask, scale=scale, softcap=c.attention_softcap)
+        y = y.reshape(*y.shape[:2], -1)
+        axes = ("heads", "embed")
+        out = self.param(*_dense("out", (c.heads * c.head_dim, c.width), axes, c))
+        return y @ out.astype(dtype), cache
+
+    def _project(self, name: str, x: Array, heads: int) -> Array:
+        c = self.config
+        size = heads * c.head_dim
+        axis = "heads" if name == "query" else "kv_heads"
+        y = x @ self.param(*_dense(name, (c.width, size), ("embed", axis), c)).astype(x.dtype)
+        if c.qkv_bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
+            y += self.param(f"{name}_bias", zeros, (size,), jnp.dtype(c.param_dtype)).astype(
+                x.dtype
+            )
+        return constrain(y.reshape(*y.shape[:2], heads, c.head_dim), "batch", None, axis, None)
+
+
+def _projections(c: TransformerConfig):
+    return ("query", c.heads), ("key", c.kv_heads), ("value", c.kv_heads)
+
+
+class MLP(nn.Module):
+    """Gated feed-forward layer (arXiv:2002.05202)."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x):
+        """`[batch, time, width]` -> the same shape."""
+        c = self.config
+        up_axes = ("embed", "mlp")
+        gate = x @ self.param(*_dense("gate", (c.width, c.mlp_width), up_axes, c)).astype(x.dtype)
+        up = x @ self.param(*_dense("up", (c.width, c.mlp_width), up_axes, c)).astype(x.dtype)
+        act = jax.nn.silu if c.gate == "silu" else jax.nn.gelu
+        hidden = constrain(act(gate) * up, "batch", None, "mlp")
+        axes = ("mlp", "embed")
+        return hidden @ self.param(*_dense("down", (c.mlp_width, c.width), axes, c)).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and MLP, each added to the stream after a norm (and normed again if `post_norm`)."""
+
+    config: TransformerConfig
+    span: Span
+
+    @nn.compact
+    def __call__(self, x, positions, masks, cache, slot):
+        """`x: [batch, time, width]` -> the same shape, and the layer's cache."""
+        c = self.config
+
+        def post(name, y):
+            return RMSNorm(c, name=name)(y) if c.post_norm else y
+
+        y = RMSNorm(c, name="attention_norm")(x)
+        y, cache = Attention(c, self.span, name="attention")(
+            y, positions, masks[self.span], cache, slot
+        )
+        x = x + post("attention_post_norm", y)
+        y = MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
+        return constrain(x + post("mlp_post_norm", y), "batch", None, "width"), cache
+
+
+class Group(nn.Module):
+    """One period of `spans`: what a scan over the layers repeats."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x, caches, positions, masks, slot):
+        """Carry `x` through the period's blocks; `caches` holds one layer cache a block, or None."""
+        out = []
+        for i, span in enumerate(self.config.spans):
+            cache = None if caches is None else caches[i]
+            x, cache = _remat(self.config)(self.config, span, name=f"block_{i}")(
+                x, positions, masks, cache, slot
+            )
+            out.append(cache)
+        return x, None if caches is None else tuple(out)
+
+
+def _remat(c: TransformerConfig):
+    if c.remat == "none":
+        return Block
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
+    return nn.remat(Block, policy=policy, prevent_cse=not c.scan)
+
+
+class Transformer(nn.Module):
+    """Token ids to hidden states, and hidden states to logits."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        """Embedding, blocks, final norm, and an output matrix where embeddings are not tied."""
+        c = self.config
+        init = nn.with_logical_partitioning(
+            nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
+        )
+        self.embedding = self.param("embedding", init, (c.vocab, c.width), jnp.dtype(c.param_dtype))
+        if not c.tied_embeddings:
+            self.unembedding = self.param(
+                *_dense("unembedding", (c.width, c.vocab), ("embed", "vocab"), c)
+            )
+        self.final_norm = RMSNorm(c)
+        if c.scan:
+            self.groups = nn.scan(
+                Group,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=c.layers // len(c.spans),
+                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(c)
+        else:
+            block = _remat(c)
+            self.blocks = [
+                block(c, c.spans[i % len(c.spans)], name=f"block_{i}") for i in range(c.layers)
+            ]
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch time"],
+        segments: Int[Array, "batch time"],
+        positions: Int[Array, "batch time"] | None = None,
+        cache: Cache | None = None,
+    ) -> tuple[Float[Array, "batch time width"], Cache | None]:
+        """Hidden states after the final norm.
+
+        Args:
+          tokens: token ids in `[0, vocab)`.
+          segments: 0 on padding, and a number from 1 for each document packed into the row; a token
+            sees only its own segment.
+          positions: position of each token; counted per segment if None.
+          cache: keys and values of what came before; `tokens` are then appended to it.
+        """
+        c = self.config
+        check_length(c, tokens.shape[1])
+        positions = positions_of(segments) if positions is None else positions
+        slots, key_segments = jnp.arange(tokens.shape[1]), segments
+        slot = jnp.zeros((), jnp.int32)
+        if cache is not None:
+            slot = cache.length
+            slots = slots + slot
+            key_segments = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments, slot, 1)
+        masks = {
+            span: attention_mask(
+                segments,
+                key_segments,
+                slots,
+                causal=c.causal,
+                window=c.window if span == "local" else None,
+            )
+            for span in dict.fromkeys(c.spans)
+        }
+        x = self.embedding.astype(c.dtype)[tokens]
+        if c.embedding_scale:
+            x = x * jnp.asarray(c.width**0.5, x.dtype)
+        x = constrain(x, "batch", None, "width")
+        layers = None if cache is None else cache.layers
+        x, layers = self._stack(x, layers, positions, masks, slot)
+        if cache is not None:
+            cache = Cache(layers, key_segments, slot + tokens.shape[1])
+        return self.final_norm(x), cache
+
+    def _stack(self, x, caches, positions, masks, slot):
+        if self.config.scan:
+            return self.groups(x, caches, positions, masks, slot)
+        out = []
+        for i, block in enumerate(self.blocks):
+            x, cache = block(x, positions, masks, None if caches is None else caches[i], slot)
+            out.append(cache)
+        return x, None if caches is None else tuple(out)
+
+    def logits(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch vocab"]:
+        """Float32 logits of the next token."""
+        c = self.config
+        matrix = self.embedding.T if c.tied_embeddings else self.unembedding
+        logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        if c.logit_softcap is not None:
+            logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
+        return logits

@@ -1,0 +1,72 @@
+"""Losses of the supervised recipe: what a batch means, and which primitive judges it.
+
+A batch of preferences is a dict with `tokens`, `valid` and `mask` (on the response's tokens),
+each `[batch, responses, time]`, and further columns such as `probability` `[batch]`.
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from rewardjax.losses import Loss, cross_entropy, log_ratio
+from rewardjax.models.heads import RewardModel
+from rewardjax.models.language_model import LanguageModel
+from rewardjax.statistics import Mean
+
+# Judges scores `[batch, responses]` given the batch's other columns; one loss a row.
+ScoreLoss = Callable[[Float[Array, "batch responses"], dict[str, Array]], Float[Array, "batch"]]
+
+
+def language_modelling(model: LanguageModel):
+    """Next-token loss on `tokens` where `mask` is on; `segments` (or `valid`) separate documents."""
+
+    def loss(params, batch, frozen=None):
+        segments = batch.get("segments", batch["valid"].astype(jnp.int32))
+        logprobs, entropy = model.score(params, batch["tokens"], segments)
+        mask = batch["mask"] & (segments != 0)
+        return Loss({"nll": cross_entropy(logprobs, mask)}, {"entropy": Mean.of(entropy, mask)})
+
+    return loss
+
+
+def reward_modelling(model: RewardModel, score_loss: ScoreLoss):
+    """A loss on the scalar scores of each row's responses (Bradley-Terry, margins, ...).
+
+    `weight` `[batch]`, if the batch has it, weights the rows: the loss is divided by the number of
+    rows, not by the sum of the weights.
+    """
+
+    def loss(params, batch, frozen=None):
+        scores = model.score(params, batch["tokens"], batch["valid"])
+        values = score_loss(scores, batch)
+        weight = batch.get("weight", jnp.ones_like(values))
+        metrics = {
+            "accuracy": Mean.of(scores[:, 0] > scores[:, 1]),
+            "score_spread": Mean.of(jnp.std(scores, axis=1)),
+        }
+        return Loss({"preference": Mean.of(values * weight)}, metrics)
+
+    return loss
+
+
+def direct_preference(model: LanguageModel, ratio_loss: ScoreLoss):
+    """A loss on each response's log-ratio to a reference policy, `frozen` (DPO and its family)."""
+
+    def logprobs(params, batch):
+        rows, responses, time = batch["tokens"].shape
+        tokens, valid = (batch[k].reshape(-1, time) for k in ("tokens", "valid"))
+        found, _ = model.score(params, tokens, valid.astype(jnp.int32))
+        return found.reshape(rows, responses, time)
+
+    def loss(params, batch, frozen):
+        policy, reference = logprobs(params, batch), logprobs(frozen, batch)
+        ratios = log_ratio(policy, reference, batch["mask"])
+        metrics = {
+            "accuracy": Mean.of(ratios[:, 0] > ratios[:, 1]),
+            "chosen_log_ratio": Mean.of(ratios[:, 0]),
+            "rejected_log_ratio": Mean.of(ratios[:, 1]),
+        }
+        return Loss({"preference": Mean.of(ratio_loss(ratios, batch))}, metrics)
+
+    return loss

@@ -1,0 +1,223 @@
+"""Sample, reward, credit, update: the policy-gradient loop with its functions as arguments."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
+
+from rewardjax.losses import Loss
+from rewardjax.rewards import Reward
+from rewardjax.statistics import Mean, masked_mean, masked_std, to_groups
+from rewardjax.training.loop import Loop, LoopConfig
+from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
+from rewardjax.training.run import Run
+from rewardjax.training.sharding import MeshConfig, initial_state, make_mesh
+from rewardjax.training.state import Metrics, TrainState, update
+from rewardjax.trajectory import Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGradientConfig:
+    """Budget and cadence of policy-gradient training.
+
+    Attributes:
+      prompts: prompts a step.
+      epochs: passes over the sampled batch.
+      minibatches: optimizer steps a pass.
+      micro_batches: cuts of each minibatch whose gradients are added up.
+      optimizer: of the policy.
+      loop: number of sampled batches, and cadences.
+      mesh: the devices.
+    """
+
+    prompts: int = 16
+    epochs: int = 1
+    minibatches: int = 1
+    micro_batches: int = 1
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
+    loop: LoopConfig = LoopConfig()
+    mesh: MeshConfig = MeshConfig()
+
+
+class Learner(NamedTuple):
+    """A model trained beside the policy, as pure functions of its own state.
+
+    Attributes:
+      init: `(key) -> state`, with logical axis names on its parameters if it has them.
+      observe: `(state, traj, key) -> (state, traj, metrics)`, before rewards: writes on the
+        trajectory what rewards and credit read (values, process rewards, running statistics).
+      update: `(state, traj, rewards, key) -> (state, metrics)`, after rewards.
+    """
+
+    init: Callable[[PRNGKeyArray], Any]
+    observe: Callable[[Any, Trajectory, PRNGKeyArray], tuple[Any, Trajectory, Metrics]]
+    update: Callable[[Any, Trajectory, Any, PRNGKeyArray], tuple[Any, Metrics]] = (
+        lambda state, traj, rewards, key: (state, {})
+    )
+
+
+# Writes on a trajectory what frozen parameters say of it: (frozen, traj) -> traj.
+Annotate = Callable[[Any, Trajectory], Trajectory]
+
+
+class PolicyGradient:
+    """Policy-gradient training, compiled once and run for each seed.
+
+    Every function is pure and jittable; together they are one program:
+
+        batch -> rollout -> annotate -> learners.observe -> reward -> credit -> learners.update -> loss
+
+    Args:
+      config: budget and cadence.
+      init: `(key) -> params`, with logical axis names (`LanguageModel.boxed_init`).
+      rollout: `(params, batch, key) -> Trajectory`.
+      loss: `(params, traj, advantages) -> Loss` (`scored` makes one from a policy's `score`).
+      reward: `traj -> Reward`.
+      credit: `(rewards, traj) -> advantages`, both `[batch, time]`.
+      prompts: `(key, n) -> batch` where prompts are made on the device; else they come from the run's source.
+      annotate: reads frozen parameters (a reference policy, a reward model), before the learners.
+      learners: models trained beside the policy, in the order in which they observe.
+      measure: `traj -> metrics`, logged at each step beside the usual ones.
+      evaluate: `(params, frozen, key) -> metrics`.
+    """
+
+    def __init__(
+        self,
+        config: PolicyGradientConfig,
+        *,
+        init: Callable[[PRNGKeyArray], Any],
+        rollout: Callable[[Any, Any, PRNGKeyArray], Trajectory],
+        loss: Callable[[Any, Trajectory, Any], Loss],
+        reward: Callable[[Trajectory], Reward],
+        credit: Callable[[Any, Trajectory], Any],
+        prompts: Callable[[PRNGKeyArray, int], Any] | None = None,
+        annotate: Annotate | None = None,
+        learners: Mapping[str, Learner] | None = None,
+        measure: Callable[[Trajectory], Metrics] | None = None,
+        evaluate=None,
+    ):
+        self.config, self.init, self.rollout, self.loss = config, init, rollout, loss
+        self.reward, self.credit, self.prompts, self.annotate = reward, credit, prompts, annotate
+        self.learners, self.measure = dict(learners or {}), measure
+        updates = config.loop.steps * config.epochs * config.minibatches
+        self.tx = make_optimizer(config.optimizer, updates)
+        self.mesh = make_mesh(config.mesh)
+        self.loop = Loop(config.loop, self.step, evaluate, self.mesh)
+
+    def start(self, key: PRNGKeyArray, params=None) -> TrainState:
+        """The state before the first step: from `params`, or from fresh ones."""
+
+        return initial_state(
+            self.init,
+            self.tx,
+            self.mesh,
+            key,
+            params,
+            {name: learner.init for name, learner in self.learners.items()},
+        )
+
+    def run(self, run: Run, *, params=None, frozen=None, source=None) -> TrainState:
+        """Train one seed; `params` are where the policy starts."""
+        return self.loop.run(run, self.start(run.key, params), source=source, frozen=frozen)
+
+    def step(self, state: TrainState, batch, frozen, key) -> tuple[TrainState, Metrics]:
+        """One sampled batch and its updates."""
+        act_key, learn_key = jax.random.split(key)
+        state, traj, metrics = self.act(state, batch, frozen, act_key)
+        state, more = self.learn(state, traj, self.reward(traj), learn_key)
+        return state, metrics | more
+
+    def act(self, state, batch, frozen, key) -> tuple[TrainState, Trajectory, Metrics]:
+        """Sample a batch and write on it all that rewards and credit will read."""
+        prompt_key, rollout_key, observe_key = jax.random.split(key, 3)
+        if self.prompts is not None:
+            batch = self.prompts(prompt_key, self.config.prompts)
+        traj = self.rollout(state.params, batch, rollout_key)
+        if self.annotate is not None:
+            traj = self.annotate(frozen, traj)
+        metrics: Metrics = {} if self.measure is None else self.measure(traj)
+        states = dict(state.learners)
+        for i, (name, learner) in enumerate(self.learners.items()):
+            own_key = jax.random.fold_in(observe_key, i)
+            states[name], traj, found = learner.observe(states[name], traj, own_key)
+            metrics |= {f"{name}/{k}": v for k, v in found.items()}
+        return state.replace(learners=states), traj, metrics
+
+    def learn(self, state, traj, reward: Reward, key) -> tuple[TrainState, Metrics]:
+        """Update learners and policy on a rewarded batch."""
+        traj = traj.replace(mask=traj.mask & reward.applicable[:, None])
+        advantages = self.credit(reward.steps, traj)
+        metrics = rollout_metrics(traj, reward, advantages)
+        states = dict(state.learners)
+        for i, (name, learner) in enumerate(self.learners.items()):
+            own_key = jax.random.fold_in(key, i)
+            states[name], found = learner.update(states[name], traj, reward.steps, own_key)
+            metrics |= {f"{name}/{k}": v for k, v in found.items()}
+        state, more = self._update_policy(state, traj, advantages, key)
+        return state.replace(learners=states), metrics | more
+
+    def _update_policy(self, state, traj, advantages, key):
+        c = self.config
+        rows = advantages.shape[0]
+        if rows % (c.minibatches * c.micro_batches):
+            raise ValueError(
+                f"minibatches={c.minibatches} x micro_batches={c.micro_batches} does not divide"
+                f" the batch of {rows} trajectories"
+            )
+
+        def loss(params, batch):
+            return self.loss(params, *batch)
+
+        def one(carry, batch):
+            params, opt_state = carry
+            params, opt_state, metrics = update(
+                self.tx, loss, params, opt_state, batch, c.micro_batches
+            )
+            return (params, opt_state), metrics
+
+        carry, data = (state.params, state.opt_state), (traj, advantages)
+        if c.epochs * c.minibatches == 1:
+            carry, metrics = one(carry, data)
+        else:
+            keys = jax.random.split(key, c.epochs)
+            orders = jnp.concatenate([jax.random.permutation(k, rows) for k in keys])
+            orders = orders.reshape(c.epochs * c.minibatches, -1)
+            carry, stacked = jax.lax.scan(
+                lambda carry, order: one(carry, jax.tree.map(lambda x: x[order], data)),
+                carry,
+                orders,
+            )
+            metrics = jax.tree.map(lambda x: jnp.sum(x, axis=0), stacked)
+        return state.replace(params=carry[0], opt_state=carry[1]), metrics
+
+
+def scored(score, loss) -> Callable[[Any, Trajectory, Any], Loss]:
+    """A recipe's loss from a policy's `score(params, traj)` and a `loss(scores, traj, advantages)`."""
+
+    def composed(params, traj, advantages):
+        return loss(score(params, traj), traj, advantages)
+
+    return composed
+
+
+def rollout_metrics(traj: Trajectory, reward: Reward, advantages) -> Metrics:
+    """What every policy-gradient run logs of a batch."""
+    acted = jnp.any(traj.mask, axis=1)
+    metrics = {
+        "reward": Mean.of(jnp.sum(reward.steps * traj.mask, axis=1), acted),
+        "response_length": Mean.of(traj.lengths, acted),
+        "reached_last_step": Mean.of(traj.mask[:, -1], acted),
+        "applicable": Mean.of(reward.applicable),
+        "advantage_std": Mean.of(masked_std(advantages, traj.mask)),
+        "advantage_mean": Mean.of(masked_mean(advantages, traj.mask)),
+    }
+    return metrics | {name: Mean.of(x, reward.applicable) for name, x in reward.parts.items()}
+
+
+def constant_groups(rewards, group_size: int) -> Mean:
+    """The share of groups whose outcomes are all the same: they teach nothing."""
+    outcomes = to_groups(jnp.sum(rewards, axis=1), group_size)
+    return Mean.of(jnp.ptp(outcomes, axis=1) == 0)

@@ -1,0 +1,388 @@
+"""The report of a run: what was measured, what became of the claims, beside the paper's numbers.
+
+A run folder `runs/<slug>/<scale>` holds `summary.json` and, for each arm and seed,
+`<arm>/seed_<n>/<stage>/metrics.jsonl` and `samples.jsonl`.
+"""
+
+import base64
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from rewardjax import plots, verdicts
+from rewardjax.experiment import Experiment
+
+Summary = dict[str, Any]
+Samples = Mapping[str, Sequence[Mapping[str, Any]]]
+
+# What every summary must have to be reported, and the type of each.
+REQUIRED: dict[str, type] = {
+    "slug": str,
+    "family": str,
+    "title": str,
+    "arxiv": str,
+    "scale": str,
+    "seeds": list,
+    "arms": dict,
+    "claims": list,
+}
+SYMBOLS = {"holds": "✔", "fails": "✘", "inconclusive": "?"}
+COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow"}
+LONGEST_FIELD = 1500  # characters of a sample's field that are shown
+GOLD_AGAINST_PROXY = "gold against proxy"
+
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
+table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #8886; padding: .35rem .8rem; text-align: left; }
+td { font-variant-numeric: tabular-nums; }
+.holds, .fails, .inconclusive { padding: .1rem .4rem; border-radius: 4px; white-space: nowrap; }
+.holds { background: #1a7f37; color: #fff; }
+.fails { background: #c62828; color: #fff; }
+.inconclusive { background: #f2c94c; color: #222; }
+.quiet { color: #888; }
+img { max-width: 100%; background: #fff; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid #8886; padding: .4rem .8rem; }
+"""
+
+
+def summarise(
+    experiment: Experiment,
+    values: Mapping[str, Mapping[str, Sequence[float | int | None]]],
+    *,
+    slug: str,
+    family: str,
+    scale: str,
+    seeds: Sequence[int],
+    seconds: float | int,
+    hardware: str,
+    versions: Mapping[str, str],
+    commit: str,
+) -> Summary:
+    """What `summary.json` holds: intervals for every metric and a verdict on every claim.
+
+    Args:
+      experiment: whose claims, reported numbers and curves are recorded.
+      values: `{arm: {metric: one number a seed}}`, every list in the order of `seeds`. A number
+        that is missing or not finite becomes null, and so does its metric's interval.
+      slug: of the experiment's file.
+      family: the folder of the experiment's file.
+      scale: which of the experiment's scales ran.
+      seeds: that ran.
+      seconds: wall-clock time of the whole run.
+      hardware: a line on what it ran on.
+      versions: of Python and the libraries.
+      commit: of the source tree.
+    """
+    claims = []
+    for claim in experiment.claims:
+        verdict = verdicts.judge(claim, values)
+        judged = {**vars(claim), **verdict._asdict()}
+        judged["note"] = "; ".join(note for note in (claim.note, verdict.note) if note)
+        claims.append(judged)
+    return {
+        "slug": slug,
+        "family": family,
+        "title": experiment.paper.title,
+        "arxiv": experiment.paper.arxiv,
+        "scale": scale,
+        "seeds": list(seeds),
+        "arms": {
+            arm: {metric: _cell(numbers) for metric, numbers in metrics.items()}
+            for arm, metrics in values.items()
+        },
+        "arm_notes": {arm: experiment.arms[arm].note for arm in values if arm in experiment.arms},
+        "claims": claims,
+        "reported": {arm: dict(metrics) for arm, metrics in experiment.reported.items()},
+        "curves": list(experiment.curves),
+        "seconds": seconds,
+        "hardware": hardware,
+        "versions": dict(versions),
+        "commit": commit,
+    }
+
+
+def read_summary(path: Path) -> Summary:
+    """A `summary.json`, checked for what a report needs.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not JSON, or a key is missing or of another type; the message names file and key.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file (the run has not finished, or is elsewhere)")
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not JSON: {error}") from error
+    if not isinstance(summary, dict):
+        raise ValueError(f"{path}: expected an object, found {type(summary).__name__}")
+    for key, kind in REQUIRED.items():
+        if not isinstance(summary.get(key), kind):
+            found = type(summary[key]).__name__ if key in summary else "nothing"
+            raise ValueError(f"{path}: {key}: expected {kind.__name__}, found {found}")
+    for arm, metrics in summary["arms"].items():
+        for metric, cell in metrics.items():
+            _require(cell, ("mean", "low", "high", "values"), f"{path}: arms.{arm}.{metric}")
+    for index, claim in enumerate(summary["claims"]):
+        keys = ("metric", "arm", "relation", "baseline", "difference", "low", "high", "verdict")
+        _require(claim, keys, f"{path}: claims[{index}]")
+        if claim["verdict"] not in SYMBOLS:
+            raise ValueError(
+                f"{path}: claims[{index}].verdict: expected one of {', '.join(SYMBOLS)}, "
+                f"found {claim['verdict']!r}"
+            )
+    return summary
+
+
+def read_samples(
+    folder: Path, arms: Sequence[str], count: int = 3
+) -> dict[str, list[dict[str, Any]]]:
+    """The first `count` samples of the last step logged, of each stage of an arm's first seed.
+
+    An arm without samples is left out.
+
+    Raises:
+      ValueError: a broken line; the message names file and line.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for arm in arms:
+        for seed in plots.seed_folders(folder / arm)[:1]:
+            paths = sorted(seed.glob("*/samples.jsonl"))
+            for path in paths:
+                records = plots.read_jsonl(path)
+                last = max((record["step"] for record in records), default=0)
+                chosen = [record for record in records if record["step"] == last][:count]
+                stage = {"stage": path.parent.name} if len(paths) > 1 else {}
+                found.setdefault(arm, []).extend({**stage, **record} for record in chosen)
+    return {arm: samples for arm, samples in found.items() if samples}
+
+
+def markdown(
+    summary: Summary, images: Mapping[str, str] | None = None, samples: Samples | None = None
+) -> str:
+    """The report as Markdown; `images` maps a title to the PNG's path beside the report."""
+    parts = [f"# {_one_line(summary['title'])}", _one_line(_facts(summary))]
+    for title, table in _tables(summary):
+        header, *rows = [[_one_line(text) for text in row] for row in table]
+        lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
+        parts += [f"## {title}", "\n".join(lines)]
+    if images is not None and (images or summary.get("curves")):
+        parts.append("## Curves")
+        parts += [f"![{title}]({path})" for title, path in images.items()]
+        parts += [f"Not logged: {name}." for name in _undrawn(summary, images)]
+    if samples:
+        parts.append("## Samples")
+    for arm, records in (samples or {}).items():
+        for number, record in enumerate(records, start=1):
+            parts.append(f"**{arm}, sample {number}**")
+            # Indented, since no text inside can close such a block as it could a fence.
+            lines = _readable(record).splitlines()
+            parts.append("\n".join(f"    {line}" for line in lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def html(
+    summary: Summary, images: Mapping[str, bytes] | None = None, samples: Samples | None = None
+) -> str:
+    """The report as one HTML page that needs no other file; `images` maps a title to a PNG."""
+    title = escape(summary["title"])
+    body = [f"<h1>{title}</h1>", f'<p class="quiet">{escape(_facts(summary))}</p>']
+    for heading, (header, *rows) in _tables(summary):
+        head = "".join(f"<th>{escape(text)}</th>" for text in header)
+        lines = ["".join(_html_cell(text) for text in row) for row in rows]
+        inner = "\n".join(f"<tr>{line}</tr>" for line in [head, *lines])
+        body += [f"<h2>{escape(heading)}</h2>", f"<table>\n{inner}\n</table>"]
+    if images is not None and (images or summary.get("curves")):
+        body.append("<h2>Curves</h2>")
+        for name, png in images.items():
+            data = base64.b64encode(png).decode()
+            body.append(f'<p><img alt="{escape(name)}" src="data:image/png;base64,{data}"></p>')
+        body += [f"<p>Not logged: {escape(name)}.</p>" for name in _undrawn(summary, images)]
+    if samples:
+        body.append("<h2>Samples</h2>")
+    for arm, records in (samples or {}).items():
+        body.append(f"<h3>{escape(arm)}</h3>")
+        body += [f"<pre>{escape(_readable(record))}</pre>" for record in records]
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>'
+        f"\n<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def console(summary: Summary) -> Group:
+    """The tables of the report for a terminal, verdicts coloured: print it with rich."""
+    parts: list[Text | Table] = [
+        Text(summary["title"], style="bold"),
+        Text(_facts(summary), style="dim"),
+    ]
+    for title, (header, *rows) in _tables(summary):
+        table = Table(title=title, title_justify="left", title_style="bold")
+        for name in header:
+            table.add_column(Text(name))
+        for row in rows:
+            # The interval on a line of its own keeps columns narrow.
+            table.add_row(*(Text(t.replace(" [", "\n[", 1), COLOURS.get(t[2:], "")) for t in row))
+        parts += [Text(), table]
+    return Group(*parts)
+
+
+def write_report(folder: Path) -> Path:
+    """Write report.md, report.html and the curves' PNGs beside a run's `summary.json`.
+
+    Args:
+      folder: `runs/<slug>/<scale>`.
+
+    Returns:
+      The path of report.html, which needs no other file.
+
+    Raises:
+      FileNotFoundError: there is no `summary.json`.
+      ValueError: a broken file; the message names it, and the key or the line.
+    """
+    summary = read_summary(folder / "summary.json")
+    arms = list(summary["arms"])
+    logged = plots.logged_metrics(plots.read_history(folder, arms))
+    names = [name for name in summary.get("curves", []) if name in logged]
+    images = plots.curves(folder, names, arms)
+    gold = plots.gold_against_proxy(folder, arms)
+    if gold is not None:
+        images[GOLD_AGAINST_PROXY] = gold
+    paths = {}
+    for name, png in images.items():
+        paths[name] = f"curve_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
+        (folder / paths[name]).write_bytes(png)
+    samples = read_samples(folder, arms)
+    (folder / "report.md").write_text(markdown(summary, paths, samples), encoding="utf-8")
+    page = folder / "report.html"
+    page.write_text(html(summary, images, samples), encoding="utf-8")
+    return page
+
+
+def _require(entry: Any, keys: Sequence[str], where: str) -> None:
+    missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+    if missing:
+        raise ValueError(f"{where}: missing {', '.join(missing)}")
+
+
+def _cell(numbers: Sequence[float | int | None]) -> dict[str, Any]:
+    """One metric of one arm; JSON has no NaN, so what is not finite is null."""
+    finite = [
+        float(number) if number is not None and math.isfinite(number) else None
+        for number in numbers
+    ]
+    known = bool(finite) and None not in finite
+    mean, low, high = verdicts.interval(finite) if known else (None, None, None)
+    return {"mean": mean, "low": low, "high": high, "values": finite}
+
+
+def _tables(summary: Summary) -> list[tuple[str, list[list[str]]]]:
+    """The report's tables as (title, rows of text), the header first; empty ones left out."""
+    arms, notes = summary["arms"], summary.get("arm_notes", {})
+    tables = []
+    if summary["claims"]:
+        rows = [["verdict", "claim", "difference [95%]", "source", "note"]]
+        tables.append(("Claims", rows + [_claim_row(claim) for claim in summary["claims"]]))
+    metrics = list(dict.fromkeys(metric for measured in arms.values() for metric in measured))
+    noted = any(notes.get(arm) for arm in arms)
+    rows = [["arm", *metrics, *(["what it is"] if noted else [])]]
+    for arm, measured in arms.items():
+        cells = [_interval(measured.get(metric)) for metric in metrics]
+        rows.append([arm, *cells, *([notes.get(arm, "")] if noted else [])])
+    count = len(summary["seeds"])
+    tables.append((f"Measured: mean [95%] over {count} seed{'s' * (count != 1)}", rows))
+    rows = [["arm", "metric", "ours [95%]", "the paper's"]]
+    for arm, reported in summary.get("reported", {}).items():
+        for metric, number in reported.items():
+            ours = _interval(arms.get(arm, {}).get(metric))
+            rows.append([arm, metric, ours, _number(number)])
+    if len(rows) > 1:
+        tables.append((f"Ours at scale {summary['scale']}, beside the paper's numbers", rows))
+    return tables
+
+
+def _claim_row(claim: Mapping[str, Any]) -> list[str]:
+    baseline, margin = claim["baseline"], claim.get("margin", 0)
+    against = baseline if isinstance(baseline, str) else _number(baseline)
+    text = f"{claim['metric']}: {claim['arm']} {claim['relation']} {against}"
+    if margin:
+        text += f" (margin {_number(margin)})"
+    return [
+        f"{SYMBOLS[claim['verdict']]} {claim['verdict']}",
+        text,
+        _interval({**claim, "mean": claim["difference"]}),
+        claim.get("source", ""),
+        claim.get("note", ""),
+    ]
+
+
+def _interval(cell: Mapping[str, Any] | None) -> str:
+    """`mean [low, high]`; a dash where nothing was measured, words where it was not finite."""
+    if cell is None:
+        return "-"
+    if cell["mean"] is None:
+        return "not finite" if cell.get("values") else "-"
+    return f"{_number(cell['mean'])} [{_number(cell['low'])}, {_number(cell['high'])}]"
+
+
+def _number(number: float | int) -> str:
+    """Three decimals where they say enough; exponents for the very small, none for the large."""
+    size = abs(number)
+    if size and size < 1e-3:
+        return f"{number:.2e}"
+    return f"{number:.3f}" if size < 100 else f"{number:,.1f}"
+
+
+def _facts(summary: Summary) -> str:
+    """One line: the paper, the run, the machine."""
+    seeds = ", ".join(str(seed) for seed in summary["seeds"])
+    versions = ", ".join(f"{name} {text}" for name, text in summary.get("versions", {}).items())
+    facts = [
+        f"arXiv:{summary['arxiv']}",
+        f"{summary['family']}/{summary['slug']}",
+        f"scale {summary['scale']}",
+        f"seeds {seeds}",
+        f"{summary['seconds']:.0f} s" if "seconds" in summary else "",
+        summary.get("hardware", ""),
+        versions,
+        f"commit {summary['commit']}" if summary.get("commit") else "",
+    ]
+    return " · ".join(fact for fact in facts if fact)
+
+
+def _undrawn(summary: Summary, images: Mapping[str, Any]) -> list[str]:
+    return [name for name in summary.get("curves", []) if name not in images]
+
+
+def _one_line(text: str) -> str:
+    """Text that neither ends a Markdown table's cell nor its row."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _html_cell(text: str) -> str:
+    kind = text[2:] if text[2:] in SYMBOLS else ""
+    return (
+        f'<td><span class="{kind}">{escape(text)}</span></td>'
+        if kind
+        else f"<td>{escape(text)}</td>"
+    )
+
+
+def _readable(record: Mapping[str, Any]) -> str:
+    """A sample's fields, one after the other; whatever is not text as JSON."""
+    lines = []
+    for name, field in record.items():
+        text = field if isinstance(field, str) else json.dumps(field, ensure_ascii=False)
+        if len(text) > LONGEST_FIELD:
+            text = f"{text[:LONGEST_FIELD]} … ({len(text) - LONGEST_FIELD} more characters)"
+        lines.append(f"{name}: {text}")
+    return "\n".join(lines)

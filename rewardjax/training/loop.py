@@ -1,0 +1,185 @@
+"""The training loop: the one place between pure steps and files."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rewardjax.training.checkpoint import Checkpoints
+from rewardjax.training.run import Run
+from rewardjax.training.sharding import batch_sharding
+from rewardjax.training.state import Metrics, TrainState
+
+# step(state, batch, frozen, key) -> (state, metrics)
+Step = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
+
+
+class NonFinite(ArithmeticError):
+    """A loss or a gradient stopped being a number."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """How long to train and how often to look.
+
+    Attributes:
+      steps: updates in all.
+      steps_per_call: updates compiled into one program call, between which Python writes metrics; lowered to
+        a common divisor of all the other numbers here.
+      checkpoint_every: updates between checkpoints; 0 for one at the end.
+      evaluate_every: updates between evaluations; 0 for none.
+      keep: checkpoints kept.
+    """
+
+    steps: int = 100
+    steps_per_call: int = 10
+    checkpoint_every: int = 0
+    evaluate_every: int = 0
+    keep: int = 2
+
+    def __post_init__(self):
+        if self.steps < 1 or self.steps_per_call < 1:
+            raise ValueError(f"LoopConfig: steps and steps_per_call must be at least 1: {self}")
+
+    @property
+    def stride(self) -> int:
+        """Updates in one program call."""
+        numbers = [self.steps, self.steps_per_call, self.checkpoint_every, self.evaluate_every]
+        return math.gcd(*(n for n in numbers if n))
+
+
+class Loop:
+    """A compiled step and what happens around it. Built once, then run for each seed.
+
+    Args:
+      config: lengths and cadences.
+      step: the pure update; it is scanned over `config.stride` updates and compiled as a whole.
+      evaluate: `(params, frozen, key) -> metrics`, run every `evaluate_every` updates, compiled.
+      mesh: the devices; None for one.
+    """
+
+    def __init__(self, config: LoopConfig, step: Step, evaluate=None, mesh=None):
+        self.config, self.mesh = config, mesh
+
+        def chunk(state, batches, frozen, key):
+            def body(state, batch):
+                state, metrics = step(state, batch, frozen, jax.random.fold_in(key, state.step))
+                return state.replace(step=state.step + 1), {k: m.value for k, m in metrics.items()}
+
+            return jax.lax.scan(body, state, batches, length=self.config.stride)
+
+        self._chunk = jax.jit(chunk, donate_argnums=0)
+        self._evaluate = None if evaluate is None else jax.jit(evaluate)
+
+    def run(self, run: Run, state: TrainState, *, source=None, frozen=None) -> TrainState:
+        """Train from `state`, or from the newest checkpoint in the run's folder.
+
+        Args:
+          run: folder, key and observer.
+          state: the state at step 0. Its buffers are given up.
+          source: gives a batch per update (`rewardjax.data.sources`); None where steps need none.
+          frozen: arrays that the step reads and never changes.
+
+        Returns:
+          The state after the last step.
+
+        Raises:
+          NonFinite: a loss or gradient is not finite; the last good checkpoint stays.
+          KeyboardInterrupt: after the current state has been saved.
+        """
+        config = self.config
+        with Checkpoints(run.folder / "checkpoints", keep=config.keep) as checkpoints:
+            found = checkpoints.restore(state, run.warn)
+            if found is not None:
+                state, position = found
+                if source is not None:
+                    source.restore(position)
+            done = int(state.step)
+            run.rewind(done)
+            mesh = contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+            with mesh, interruption() as interrupted:
+                state = jax.tree.map(jnp.copy, state) if found is None else state
+                for done, state in self._chunks(run, state, source, frozen, done):  # noqa: B020
+                    last = done == config.steps
+                    due = config.checkpoint_every and done % config.checkpoint_every == 0
+                    if last or due or interrupted():
+                        checkpoints.save(done, state, None if source is None else source.state())
+                    if interrupted():
+                        checkpoints.wait()
+                        raise KeyboardInterrupt
+            run.flush()
+        return state
+
+    def _chunks(self, run: Run, state, source, frozen, done: int) -> Iterator[tuple[int, Any]]:
+        config, stride = self.config, self.config.stride
+        evaluation_key = jax.random.fold_in(run.key, 2**31 - 1)
+        while done < config.steps:
+            start = time.perf_counter()
+            batches = None if source is None else self._stack(source, stride)
+            state, metrics = self._chunk(state, batches, frozen, run.key)
+            values = {name: np.asarray(x) for name, x in metrics.items()}
+            check_finite(values, done, run.arm)
+            for i in range(stride):
+                run.log(done + i + 1, {name: float(x[i]) for name, x in values.items()})
+            done += stride
+            seconds = (time.perf_counter() - start) / stride
+            run.perf(done, {"seconds_per_step": seconds})
+            if self._evaluate and config.evaluate_every and done % config.evaluate_every == 0:
+                found = self._evaluate(
+                    state.params, frozen, jax.random.fold_in(evaluation_key, done)
+                )
+                run.log(done, {f"eval/{k}": float(v) for k, v in found.items()})
+            run.progress(done, config.steps, {name: float(x[-1]) for name, x in values.items()})
+            yield done, state
+
+    def _stack(self, source, count: int):
+        batches = [source.next() for _ in range(count)]
+        stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
+        if self.mesh is None:
+            return stacked
+        return jax.device_put(stacked, batch_sharding(self.mesh, stacked=True))
+
+
+def check_finite(values: dict[str, np.ndarray], done: int, arm: str) -> None:
+    """Raises NonFinite where a loss or gradient norm is not finite, naming arm, step and metric.
+
+    Args:
+      values: each metric over consecutive updates.
+      done: updates before the first of them.
+      arm: whose they are.
+    """
+    for name, x in values.items():
+        if name.startswith("loss") or name.endswith("grad_norm"):
+            bad = np.flatnonzero(~np.isfinite(x))
+            if bad.size:
+                raise NonFinite(
+                    f"arm {arm!r}: {name} is {x[bad[0]]} at step {done + int(bad[0]) + 1};"
+                    " the last good checkpoint is kept"
+                )
+
+
+@contextlib.contextmanager
+def interruption() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a flag that the loop reads between calls; the second one stops."""
+    seen: list[int] = []
+    try:
+        previous = signal.getsignal(signal.SIGINT)
+        signal.signal(signal.SIGINT, lambda *_: seen.append(1) or _restore(previous))
+    except ValueError:  # not the main thread: signals are not ours to handle
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(seen)
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _restore(handler) -> None:
+    signal.signal(signal.SIGINT, handler)

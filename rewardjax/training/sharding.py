@@ -1,0 +1,107 @@
+"""Meshes, and where each array of a train state lies on them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PRNGKeyArray
+
+from rewardjax.models.heads import like
+from rewardjax.partitioning import MESH_AXES, spec
+from rewardjax.training.state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis: copies of the model, shards of its parameters, tensor parts."""
+
+    data: int = 1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh | None:
+    """The mesh, or None for a single device.
+
+    Raises:
+      ValueError: there are fewer devices than the mesh needs.
+    """
+    shape = (config.data, config.fsdp, config.tensor)
+    needed = math.prod(shape)
+    if needed == 1:
+        return None
+    devices = jax.devices() if devices is None else devices
+    if len(devices) < needed:
+        raise ValueError(f"mesh: {config} needs {needed} devices, found {len(devices)}")
+    return jax.make_mesh(
+        shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]
+    )
+
+
+def state_shardings(mesh: Mesh, boxed: Any) -> Any:
+    """The sharding of each array of a pytree whose parameters carry logical axis names.
+
+    Args:
+      mesh: the devices.
+      boxed: a (possibly abstract) pytree; arrays without names are replicated.
+    """
+
+    def sharding(leaf):
+        names = getattr(leaf, "names", ())
+        return NamedSharding(mesh, spec(tuple(names)))
+
+    return jax.tree.map(sharding, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def sharded_init(init: Callable[..., Any], mesh: Mesh | None, *args) -> Any:
+    """`init(*args)` without its axis names, each array born on its own devices.
+
+    Args:
+      init: returns a pytree whose parameters carry logical axis names.
+      mesh: the devices; None for one.
+      *args: handed to `init`.
+    """
+
+    def plain(*args):
+        return nn.meta.unbox(init(*args))
+
+    if mesh is None:
+        return jax.jit(plain)(*args)
+    with jax.set_mesh(mesh):
+        shardings = state_shardings(mesh, jax.eval_shape(init, *args))
+        return jax.jit(plain, out_shardings=shardings)(*args)
+
+
+def initial_state(
+    init, tx, mesh: Mesh | None, key: PRNGKeyArray, params=None, learners=None
+) -> TrainState:
+    """The train state before the first step, laid out on the mesh.
+
+    Args:
+      init: `(key) -> params`, with logical axis names.
+      tx: the optimizer of these parameters.
+      mesh: the devices; None for one.
+      key: consumed.
+      params: start from these instead of fresh ones.
+      learners: `init` functions of the models trained beside.
+    """
+
+    def create(key, params):
+        boxed = init(key) if params is None else like(init(key), params)
+        states = {
+            name: learner(jax.random.fold_in(key, i))
+            for i, (name, learner) in enumerate((learners or {}).items(), start=1)
+        }
+        return TrainState.create(boxed, tx, states)
+
+    return sharded_init(create, mesh, key, params)
+
+
+def batch_sharding(mesh: Mesh, *, stacked: bool) -> NamedSharding:
+    """How a batch lies on the mesh: rows over `data` and `fsdp`; `stacked` adds a leading axis."""
+    rows = spec(("batch",))
+    return NamedSharding(mesh, PartitionSpec(None, *rows) if stacked else rows)
