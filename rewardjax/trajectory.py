@@ -26,8 +26,7 @@ class Prompts:
     info: dict[str, Array] = struct.field(default_factory=dict)
 
 
-@struct.dataclass
-class Trajectory:
+class Trajectory(struct.PyTreeNode):
     """A batch of episodes.
 
     Attributes:

@@ -77,3 +77,25 @@ def best_of_n_kl(n: Samples) -> Float[np.ndarray, "*shape"]:
     if not np.all(samples >= 1):
         raise ValueError(f"n: expected at least 1 sample, found {np.min(samples)}")
     return np.asarray(np.log(samples) - (samples - 1) / samples)
+
+
+def at_kl(
+    kl: Num[Array | np.ndarray, "points"], values: Num[Array | np.ndarray, "points"], budget: float
+) -> float:
+    """What a run measured when its KL divergence first reached `budget` (nats).
+
+    Interpolated between the evaluations before and after. A run that never got so far gives its
+    value at its largest KL, one that began beyond the budget its first value.
+
+    Raises:
+      ValueError: no point, or a KL that is not finite.
+    """
+    distance, measured = np.asarray(kl, np.float64), np.asarray(values, np.float64)
+    if distance.size == 0 or not np.all(np.isfinite(distance)):
+        raise ValueError(f"kl: expected at least one point, all finite, found {distance}")
+    reached = np.flatnonzero(distance >= budget)
+    if reached.size == 0:
+        return float(measured[np.argmax(distance)])
+    after = int(reached[0])
+    around = slice(max(after - 1, 0), after + 1)
+    return float(np.interp(budget, distance[around], measured[around]))

@@ -1,6 +1,7 @@
 """Small modules that turn a backbone's hidden states into scores."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rewardjax.models.language_model import state_before
-from rewardjax.models.transformer import Transformer, TransformerConfig
+from rewardjax.models.transformer import Transformer, TransformerConfig, weight
 
 
 class Head(nn.Module):
@@ -26,15 +27,13 @@ class Head(nn.Module):
     def __call__(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
         """Read `outputs` numbers from each hidden state."""
         init = nn.initializers.normal(self.spread) if self.spread else nn.initializers.zeros
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(init, ("width", None)),
-            (hidden.shape[-1], self.outputs),
+        kernel = weight(
+            self, "kernel", (hidden.shape[-1], self.outputs), ("width", None), init=init
         )
         y = hidden.astype(jnp.float32) @ kernel
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (None,))
-            y += self.param("bias", zeros, (self.outputs,))
+            zeros = nn.initializers.zeros
+            y = y + weight(self, "bias", (self.outputs,), (None,), init=zeros)
         return y
 
 
@@ -112,7 +111,8 @@ class RewardModel:
         """Float32 scores of whole sequences, with any leading axes."""
         lead, time = tokens.shape[:-1], tokens.shape[-1]
         flat = tokens.reshape(-1, time), valid.reshape(-1, time)
-        return self.module.apply({"params": params}, *flat).reshape(*lead, self.outputs)
+        found: Any = self.module.apply({"params": params}, *flat)
+        return found.reshape(*lead, self.outputs)
 
     def score(
         self, params, tokens: Int[Array, "*batch time"], valid: Bool[Array, "*batch time"]
@@ -124,7 +124,7 @@ class RewardModel:
         self, params, tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
     ) -> Float[Array, "batch time"]:
         """The value of the state in which each token is chosen."""
-        found = self.module.apply({"params": params}, tokens, valid, method="before_steps")
+        found: Any = self.module.apply({"params": params}, tokens, valid, method="before_steps")
         return found[..., 0]
 
 

@@ -5,8 +5,8 @@ logical axis names, which `rewardjax.partitioning` maps to the mesh.
 """
 
 import dataclasses
-import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -122,11 +122,20 @@ def positions_of(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]
     return jnp.where(segments == 0, 0, jnp.arange(time) - start)
 
 
-def _dense(name, shape, axes, config, inputs=1):
-    """A parameter of `shape` whose first `inputs` axes are contracted."""
-    fan_in = math.prod(shape[:inputs])
-    init = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
-    return name, init, shape, jnp.dtype(config.param_dtype)
+def weight(
+    module: nn.Module,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+    dtype: str = "float32",
+    init: Callable[..., Any] | None = None,
+) -> Array:
+    """A named parameter with logical axes; by default normal with deviation `shape[0] ** -0.5`."""
+    init = nn.initializers.normal(shape[0] ** -0.5) if init is None else init
+    value: Any = module.param(
+        name, nn.with_logical_partitioning(init, axes), shape, jnp.dtype(dtype)
+    )
+    return value
 
 
 class RMSNorm(nn.Module):
@@ -140,12 +149,8 @@ class RMSNorm(nn.Module):
         """Normalise the last axis."""
         c = self.config
         start = nn.initializers.zeros if c.unit_offset else nn.initializers.ones
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(start, (self.axis,)),
-            (x.shape[-1],),
-            jnp.dtype(c.param_dtype),
-        ).astype(jnp.float32)
+        scale = weight(self, "scale", x.shape[-1:], (self.axis,), c.param_dtype, start)
+        scale = scale.astype(jnp.float32)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + c.norm_epsilon)
         return (y * (scale + 1 if c.unit_offset else scale)).astype(x.dtype)
@@ -165,8 +170,9 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = RMSNorm(c, "head_dim", name="query_norm")(q)
             k = RMSNorm(c, "head_dim", name="key_norm")(k)
-        local = self.span == "local" and c.local_rope_base is not None
-        base = c.local_rope_base if local else c.rope_base
+        base = c.rope_base
+        if self.span == "local" and c.local_rope_base is not None:
+            base = c.local_rope_base
         q, k = rotate(q, positions, base), rotate(k, positions, base)
         if cache is not None:
             cache = cache.write(k, v, slot)
@@ -174,20 +180,21 @@ class Attention(nn.Module):
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
         y = attend(q, k, v, mask, scale=scale, softcap=c.attention_softcap)
         y = y.reshape(*y.shape[:2], -1)
-        axes = ("heads", "embed")
-        out = self.param(*_dense("out", (c.heads * c.head_dim, c.width), axes, c))
+        out = weight(
+            self, "out", (c.heads * c.head_dim, c.width), ("heads", "embed"), c.param_dtype
+        )
         return y @ out.astype(dtype), cache
 
     def _project(self, name: str, x: Array, heads: int) -> Array:
         c = self.config
         size = heads * c.head_dim
         axis = "heads" if name == "query" else "kv_heads"
-        y = x @ self.param(*_dense(name, (c.width, size), ("embed", axis), c)).astype(x.dtype)
+        matrix = weight(self, name, (c.width, size), ("embed", axis), c.param_dtype)
+        y = x @ matrix.astype(x.dtype)
         if c.qkv_bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
-            y += self.param(f"{name}_bias", zeros, (size,), jnp.dtype(c.param_dtype)).astype(
-                x.dtype
-            )
+            zeros = nn.initializers.zeros
+            bias = weight(self, f"{name}_bias", (size,), (axis,), c.param_dtype, zeros)
+            y = y + bias.astype(x.dtype)
         return constrain(y.reshape(*y.shape[:2], heads, c.head_dim), "batch", None, axis, None)
 
 
@@ -204,13 +211,12 @@ class MLP(nn.Module):
     def __call__(self, x):
         """`[batch, time, width]` -> the same shape."""
         c = self.config
-        up_axes = ("embed", "mlp")
-        gate = x @ self.param(*_dense("gate", (c.width, c.mlp_width), up_axes, c)).astype(x.dtype)
-        up = x @ self.param(*_dense("up", (c.width, c.mlp_width), up_axes, c)).astype(x.dtype)
+        into, out = ("embed", "mlp"), ("mlp", "embed")
+        gate = weight(self, "gate", (c.width, c.mlp_width), into, c.param_dtype).astype(x.dtype)
+        up = weight(self, "up", (c.width, c.mlp_width), into, c.param_dtype).astype(x.dtype)
+        down = weight(self, "down", (c.mlp_width, c.width), out, c.param_dtype).astype(x.dtype)
         act = jax.nn.silu if c.gate == "silu" else jax.nn.gelu
-        hidden = constrain(act(gate) * up, "batch", None, "mlp")
-        axes = ("mlp", "embed")
-        return hidden @ self.param(*_dense("down", (c.mlp_width, c.width), axes, c)).astype(x.dtype)
+        return constrain(act(x @ gate) * (x @ up), "batch", None, "mlp") @ down
 
 
 class Block(nn.Module):
@@ -269,14 +275,12 @@ class Transformer(nn.Module):
     def setup(self):
         """Embedding, blocks, final norm, and an output matrix where embeddings are not tied."""
         c = self.config
-        init = nn.with_logical_partitioning(
-            nn.initializers.normal(c.width**-0.5), ("vocab", "embed")
-        )
-        self.embedding = self.param("embedding", init, (c.vocab, c.width), jnp.dtype(c.param_dtype))
+        spread = nn.initializers.normal(c.width**-0.5)
+        axes, dtype = ("vocab", "embed"), c.param_dtype
+        self.embedding = weight(self, "embedding", (c.vocab, c.width), axes, dtype, spread)
         if not c.tied_embeddings:
-            self.unembedding = self.param(
-                *_dense("unembedding", (c.width, c.vocab), ("embed", "vocab"), c)
-            )
+            axes = ("embed", "vocab")
+            self.unembedding = weight(self, "unembedding", (c.width, c.vocab), axes, dtype)
         self.final_norm = RMSNorm(c)
         if c.scan:
             self.groups = nn.scan(

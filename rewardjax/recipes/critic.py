@@ -65,7 +65,8 @@ def critic(
 
 
 def _fit_once(tx, loss, batch, carry, _):
-    params, opt_state, metrics = update(tx, loss, *carry, batch)
+    params, opt_state = carry
+    params, opt_state, metrics = update(tx, loss, params, opt_state, batch)
     return (params, opt_state), metrics
 
 

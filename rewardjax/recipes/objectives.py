@@ -11,11 +11,17 @@ from jaxtyping import Array, Float
 
 from rewardjax.losses import Loss, cross_entropy, log_ratio
 from rewardjax.models.heads import RewardModel
-from rewardjax.models.language_model import LanguageModel
+from rewardjax.models.language_model import LanguageModel, gather_logprobs
 from rewardjax.statistics import Mean
 
 # Judges scores `[batch, responses]` given the batch's other columns; one loss a row.
 ScoreLoss = Callable[[Float[Array, "batch responses"], dict[str, Array]], Float[Array, "batch"]]
+
+
+# Of two distributions given by logits, first the reference's: one number a token.
+Divergence = Callable[
+    [Float[Array, "*shape vocabulary"], Float[Array, "*shape vocabulary"]], Float[Array, "*shape"]
+]
 
 
 def language_modelling(model: LanguageModel):
@@ -50,23 +56,35 @@ def reward_modelling(model: RewardModel, score_loss: ScoreLoss):
     return loss
 
 
-def direct_preference(model: LanguageModel, ratio_loss: ScoreLoss):
-    """A loss on each response's log-ratio to a reference policy, `frozen` (DPO and its family)."""
+def direct_preference(
+    model: LanguageModel, ratio_loss: ScoreLoss, divergence: Divergence | None = None
+):
+    """A loss on each response's log-ratio to a reference policy, `frozen` (DPO and its family).
 
-    def logprobs(params, batch):
+    With a `divergence` such as `losses.full_kl`, the batch that `ratio_loss` sees has `divergence`
+    `[batch, responses]` too: that of the reference from the policy at each token of the response,
+    summed, in nats (with gradients).
+    """
+
+    def logits(params, batch):
         rows, responses, time = batch["tokens"].shape
         tokens, valid = (batch[k].reshape(-1, time) for k in ("tokens", "valid"))
-        found, _ = model.score(params, tokens, valid.astype(jnp.int32))
-        return found.reshape(rows, responses, time)
+        found = model.logits(params, tokens, valid.astype(jnp.int32))
+        return found.reshape(rows, responses, time, -1)
 
     def loss(params, batch, frozen):
-        policy, reference = logprobs(params, batch), logprobs(frozen, batch)
-        ratios = log_ratio(policy, reference, batch["mask"])
-        metrics = {
-            "accuracy": Mean.of(ratios[:, 0] > ratios[:, 1]),
-            "chosen_log_ratio": Mean.of(ratios[:, 0]),
-            "rejected_log_ratio": Mean.of(ratios[:, 1]),
-        }
+        policy, reference = logits(params, batch), logits(frozen, batch)
+        logprobs = (gather_logprobs(x, batch["tokens"]) for x in (policy, reference))
+        sides = {"log_ratio": log_ratio(*logprobs, batch["mask"])}
+        if divergence is not None:
+            by_token = jnp.where(batch["mask"], divergence(reference, policy), 0.0)
+            sides["divergence"] = jnp.sum(by_token, axis=-1)
+            batch = batch | {"divergence": sides["divergence"]}
+        ratios = sides["log_ratio"]
+        metrics = {"accuracy": Mean.of(ratios[:, 0] > ratios[:, 1])}
+        for name, values in sides.items():
+            metrics[f"chosen_{name}"] = Mean.of(values[:, 0])
+            metrics[f"rejected_{name}"] = Mean.of(values[:, 1])
         return Loss({"preference": Mean.of(ratio_loss(ratios, batch))}, metrics)
 
     return loss

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from rewardjax.sampling.best_of_n import best_of_n
 from rewardjax.trajectory import Prompts, Trajectory, respond
 
 # Draws labels, true where the first of two utilities is preferred: (key, a, b) -> Bool[batch].
@@ -58,3 +59,18 @@ def comparisons(
 
     columns = language_batch(traj) | {"utility": utility} | traj.info
     return jax.tree.map(arrange, columns)
+
+
+def best_and_worst(
+    traj: Trajectory, utility: Float[Array, "batch"], group_size: int
+) -> dict[str, Array]:
+    """Of each group of adjacent rows the best and the worst response, in this order.
+
+    Returns:
+      The columns of `comparisons`, `[groups, 2, ...]`. Where a whole group ties, both responses
+      have the same utility: such a pair says nothing and should be left out.
+    """
+    rated = traj.with_info(utility=utility)
+    ends = [best_of_n(rated, sign * utility, group_size) for sign in (1.0, -1.0)]
+    columns = [language_batch(end) | end.info for end in ends]
+    return jax.tree.map(lambda *sides: jnp.stack(sides, axis=1), *columns)

@@ -110,6 +110,7 @@ class Loop:
                     last = done == config.steps
                     due = config.checkpoint_every and done % config.checkpoint_every == 0
                     if last or due or interrupted():
+                        run.flush()
                         checkpoints.save(done, state, None if source is None else source.state())
                     if interrupted():
                         checkpoints.wait()
@@ -169,9 +170,14 @@ def check_finite(values: dict[str, np.ndarray], done: int, arm: str) -> None:
 def interruption() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C into a flag that the loop reads between calls; the second one stops."""
     seen: list[int] = []
+
+    def first(number, frame):
+        seen.append(number)
+        signal.signal(signal.SIGINT, previous)
+
+    previous = signal.getsignal(signal.SIGINT)
     try:
-        previous = signal.getsignal(signal.SIGINT)
-        signal.signal(signal.SIGINT, lambda *_: seen.append(1) or _restore(previous))
+        signal.signal(signal.SIGINT, first)
     except ValueError:  # not the main thread: signals are not ours to handle
         yield lambda: False
         return
@@ -179,7 +185,3 @@ def interruption() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(seen)
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-def _restore(handler) -> None:
-    signal.signal(signal.SIGINT, handler)

@@ -16,8 +16,7 @@ Metrics = dict[str, Mean]
 LossFunction = Callable[[Any, Any], Loss]
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
     """Everything that a step changes; all leaves are arrays.
 
     Attributes:
