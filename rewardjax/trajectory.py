@@ -99,6 +99,46 @@ def respond(
     )
 
 
+def append(
+    traj: Trajectory,
+    tokens: Int[Array, "batch more"],
+    valid: Bool[Array, "batch more"],
+) -> Trajectory:
+    """Text that the policy did not write, right behind what each row holds.
+
+    `more` columns are added and every row is closed up, so that the appended tokens follow its last
+    valid one and gaps come at the end; padding before a row's first token stays where it is, and
+    with it the columns of the prompt. The new tokens are off the mask, with log-probability 0, and
+    `info["answer_mask"]` `[batch, time + more]` is on exactly at them (an earlier one is replaced).
+    Other columns of `info` are not moved: append before annotating steps.
+
+    Args:
+      traj: a language model's trajectories.
+      tokens: what to append.
+      valid: where `tokens` holds a token rather than padding.
+
+    Raises:
+      ValueError: `traj` has observations, which appended tokens would lack.
+    """
+    if traj.observations is not None:
+        raise ValueError("traj: expected a language model's trajectory, found observations")
+    off = jnp.zeros_like(valid)
+    held = jnp.concatenate([traj.valid, valid], axis=1)
+    gaps = ~held & (jnp.cumsum(held, axis=1) > 0)
+    order = jnp.argsort(gaps, axis=1, stable=True)
+
+    def close_up(old: Array, new: Array) -> Array:
+        return jnp.take_along_axis(jnp.concatenate([old, new], axis=1), order, axis=1)
+
+    closed = traj.replace(
+        actions=close_up(traj.tokens, tokens),
+        mask=close_up(traj.mask, off),
+        valid=jnp.take_along_axis(held, order, axis=1),
+        logprobs=close_up(traj.logprobs, jnp.zeros(tokens.shape, traj.logprobs.dtype)),
+    )
+    return closed.with_info(answer_mask=close_up(jnp.zeros_like(traj.valid), valid))
+
+
 def last_step(mask: Bool[Array, "batch time"]) -> Bool[Array, "batch time"]:
     """On at the last step of each row that the policy took; off everywhere in a row with none."""
     later = jnp.cumsum(mask[:, ::-1], axis=-1)[:, ::-1]

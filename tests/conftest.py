@@ -25,7 +25,7 @@ def unchecked_dataclass(*args, **kwargs):
 
 
 flax.struct.dataclass = unchecked_dataclass
-install_import_hook("rewardjax", "beartype.beartype")
+install_import_hook("rewardjax", "shape_checks.check")
 
 
 @pytest.fixture(scope="session")

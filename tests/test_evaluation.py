@@ -18,7 +18,7 @@ from rewardjax.evaluation.accuracy import (
 )
 from rewardjax.evaluation.bootstrap import bootstrap_interval, paired_bootstrap
 from rewardjax.evaluation.calibration import brier, expected_calibration_error
-from rewardjax.evaluation.curves import best_of_n_kl, gold_proxy_curve
+from rewardjax.evaluation.curves import best_of_n_kl, gold_proxy_curve, overoptimisation
 from rewardjax.evaluation.passk import majority_at_k, pass_at_k
 
 
@@ -220,3 +220,10 @@ def test_pairing_takes_out_what_both_share():
 def test_bootstrap_refuses_what_has_no_interval(values, level, message):
     with pytest.raises(ValueError, match=message):
         bootstrap_interval(values, level)
+
+
+def test_overoptimisation_by_hand():
+    found = overoptimisation(np.array([0.2, 0.6, 0.1]), np.array([1.0, 2.0, 3.5]))
+    assert found == pytest.approx(
+        {"peak_gold": 0.6, "gold_drop": 0.5, "proxy_after_peak": 1.5, "mean_gold": 0.3}
+    )

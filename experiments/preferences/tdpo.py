@@ -24,14 +24,14 @@ from jaxtyping import Array, Float
 from rewardjax import losses
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.curves import at_kl
-from rewardjax.experiment import Arm, Claim, Experiment, Paper
+from rewardjax.experiment import Arm, Experiment, Paper
 from rewardjax.models.language_model import LanguageModel, entropy_of
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import direct_preference, language_modelling
 from rewardjax.recipes.preference_data import best_and_worst, demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
-from rewardjax.statistics import Mean, masked_mean
+from rewardjax.statistics import masked_mean
 from rewardjax.tasks.preference_world import ATTRIBUTES, PreferenceWorld
 from rewardjax.training.loop import LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig
@@ -48,12 +48,12 @@ class Config:
     model: TransformerConfig = TransformerConfig(vocab=WORLD.vocab_size, mlp_width=128)
     sft: SupervisedConfig = SupervisedConfig(128, loop=LoopConfig(steps=300, steps_per_call=50))
     policy: SupervisedConfig = SupervisedConfig(
-        64,
-        optimizer=OptimizerConfig("rmsprop", 1e-4, warmup=0.1, clip=10.0),
+        32,
+        optimizer=OptimizerConfig("rmsprop", 2e-5, warmup=0.1, b2=0.99, clip=10.0),
         loop=LoopConfig(steps=300, evaluate_every=10),
     )
     pairs: int = 2048  # prompts of the training pairs
-    held_out: int = 512  # prompts of the pairs on which D is measured
+    held_out: int = 256  # prompts of the pairs on which D is measured
     samples: int = 4  # of the SFT policy, a prompt
     evaluation_prompts: int = 512
     kl_budget: float = 4.0  # nats a response, at which the arms are compared

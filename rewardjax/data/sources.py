@@ -136,6 +136,7 @@ def bucketed_preferences(
     seed: int,
     buckets: Sequence[int] = (64, 128, 256, 512),
     on_long: OnLong = "error",
+    attributes: Sequence[str] = (),
 ) -> GrainSource:
     """Batches of preferences of similar length, padded to the length of their bucket.
 
@@ -151,14 +152,16 @@ def bucketed_preferences(
       seed: decides the orders.
       buckets: lengths in tokens; the largest is the model's context.
       on_long: as for `encode_pair`, with the largest bucket as the context.
+      attributes: names of the records' attributes that the batches hold too.
 
     Returns:
       A source of `tokens` int32, `valid` and `mask` (on at the response) bool, all `[batch, K, length]`,
-      and `probability` float32 `[batch]`. It is uniform where one bucket is in use.
+      `probability` float32 `[batch]`, and each of the attributes, float32 `[batch, K]`. It is uniform
+      where one bucket is in use.
 
     Raises:
       ValueError: no buckets, fewer records than a batch, numbers of responses that differ, a sequence too
-        long.
+        long, a record without one of the attributes.
     """
     if not buckets or min(buckets) < 1:
         raise ValueError(f"buckets: expected one or more positive lengths, found {tuple(buckets)}")
@@ -168,7 +171,8 @@ def bucketed_preferences(
     for record in records:
         encoded = encode_preference(record, tokenizer, max(buckets), on_long)
         bucket = bucket_of(max(map(len, encoded["tokens"])), buckets)
-        by_bucket[bucket].append({**encoded, "probability": record.probability})
+        numbers = {"probability": record.probability, **_chosen(record, attributes)}
+        by_bucket[bucket].append({"encoded": encoded, "numbers": numbers})
     filled = _fill_buckets(by_bucket, batch_size)
     datasets = [
         grain.MapDataset.source(rows)
@@ -241,10 +245,24 @@ def _spread(seed: int, bucket: int) -> int:
 
 def _stack_to(length: int, pad_id: int) -> Callable[[Sequence[dict]], dict[str, np.ndarray]]:
     def stack(rows: Sequence[dict]) -> dict[str, np.ndarray]:
-        probability = np.array([row["probability"] for row in rows], np.float32)
-        return {**stack_preferences(rows, length, pad_id), "probability": probability}
+        numbers = {
+            name: np.array([row["numbers"][name] for row in rows], np.float32)
+            for name in rows[0]["numbers"]
+        }
+        return {**stack_preferences([row["encoded"] for row in rows], length, pad_id), **numbers}
 
     return stack
+
+
+def _chosen(record: Preference, names: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    found = record.attributes or {}
+    for name in names:
+        if name not in found:
+            raise ValueError(
+                f"{record.source or 'record'}: attributes: expected {name!r} among them,"
+                f" found {', '.join(found) or 'none'}"
+            )
+    return {name: found[name] for name in names}
 
 
 def _row_count(arrays: Mapping[str, np.ndarray]) -> int:

@@ -99,3 +99,19 @@ def at_kl(
     after = int(reached[0])
     around = slice(max(after - 1, 0), after + 1)
     return float(np.interp(budget, distance[around], measured[around]))
+
+
+def overoptimisation(gold: np.ndarray, proxy: np.ndarray) -> dict[str, float]:
+    """What a proxy's optimisation did to gold, from two curves over the same evaluations.
+
+    Returns:
+      `peak_gold`: the largest gold; `gold_drop`: how far the last one lies below it, at least 0;
+      `proxy_after_peak`: what the proxy still gained from there on; `mean_gold`: the curve's mean.
+    """
+    peak = int(np.argmax(gold))
+    return {
+        "peak_gold": float(gold[peak]),
+        "gold_drop": float(gold[peak] - gold[-1]),
+        "proxy_after_peak": float(proxy[-1] - proxy[peak]),
+        "mean_gold": float(np.mean(gold)),
+    }

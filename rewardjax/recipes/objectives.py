@@ -74,8 +74,8 @@ def direct_preference(
 
     def loss(params, batch, frozen):
         policy, reference = logits(params, batch), logits(frozen, batch)
-        logprobs = (gather_logprobs(x, batch["tokens"]) for x in (policy, reference))
-        sides = {"log_ratio": log_ratio(*logprobs, batch["mask"])}
+        after, before = (gather_logprobs(x, batch["tokens"]) for x in (policy, reference))
+        sides = {"log_ratio": log_ratio(after, before, batch["mask"])}
         if divergence is not None:
             by_token = jnp.where(batch["mask"], divergence(reference, policy), 0.0)
             sides["divergence"] = jnp.sum(by_token, axis=-1)

@@ -55,6 +55,25 @@ class LoopConfig:
         return math.gcd(*(n for n in numbers if n))
 
 
+def smoke(config: Any, *, steps: int = 4, **settings: Any) -> Any:
+    """A configuration with every `LoopConfig` in it, at any depth, cut to a few steps, for tests.
+
+    Args:
+      config: a frozen dataclass.
+      steps: of each loop, two in a call; with an evaluation every other step where there were any.
+      **settings: other fields of `config` to replace.
+    """
+    if isinstance(config, LoopConfig):
+        evaluate = 2 if config.evaluate_every else 0
+        return LoopConfig(steps=steps, steps_per_call=2, evaluate_every=evaluate)
+    changed = {
+        field.name: smoke(getattr(config, field.name), steps=steps)
+        for field in dataclasses.fields(config)
+        if dataclasses.is_dataclass(getattr(config, field.name))
+    }
+    return dataclasses.replace(config, **(changed | settings))
+
+
 class Loop:
     """A compiled step and what happens around it. Built once, then run for each seed.
 

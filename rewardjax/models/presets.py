@@ -1,0 +1,62 @@
+"""Published model sizes as configurations (from the models' own `config.json` files)."""
+
+import dataclasses
+
+from rewardjax.models.transformer import TransformerConfig
+
+_LARGE = TransformerConfig(scan=True, remat="full", param_dtype="float32", dtype="bfloat16")
+
+GEMMA2_2B = dataclasses.replace(
+    _LARGE,
+    vocab=256_000,
+    layers=26,
+    width=2304,
+    heads=8,
+    kv_heads=4,
+    head_dim=256,
+    mlp_width=9216,
+    context=8192,
+    gate="gelu",
+    post_norm=True,
+    unit_offset=True,
+    attention_softcap=50.0,
+    logit_softcap=30.0,
+    embedding_scale=True,
+    spans=("local", "global"),
+    window=4096,
+)
+
+LLAMA3_8B = dataclasses.replace(
+    _LARGE,
+    vocab=128_256,
+    layers=32,
+    width=4096,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    mlp_width=14_336,
+    context=8192,
+    norm_epsilon=1e-5,
+    rope_base=500_000.0,
+    tied_embeddings=False,
+)
+
+LLAMA3_70B = dataclasses.replace(LLAMA3_8B, layers=80, width=8192, heads=64, mlp_width=28_672)
+
+LLAMA3_3B = dataclasses.replace(
+    LLAMA3_8B, layers=28, width=3072, heads=24, mlp_width=8192, tied_embeddings=True
+)
+
+QWEN25_3B = dataclasses.replace(
+    _LARGE,
+    vocab=151_936,
+    layers=36,
+    width=2048,
+    heads=16,
+    kv_heads=2,
+    head_dim=128,
+    mlp_width=11_008,
+    context=32_768,
+    qkv_bias=True,
+    rope_base=1_000_000.0,
+)

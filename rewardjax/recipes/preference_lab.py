@@ -1,0 +1,162 @@
+"""A preference world made ready for reward-model experiments: a policy, comparisons, a proxy.
+
+Writers' demonstrations make an initial policy (SFT); annotators compare its responses, with noise and
+perhaps with a bias; a reward model learns from the comparisons. Gold utility stays known throughout.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from rewardjax.data.sources import ArraySource
+from rewardjax.losses import bradley_terry
+from rewardjax.models.heads import RewardModel
+from rewardjax.models.language_model import LanguageModel
+from rewardjax.models.transformer import TransformerConfig
+from rewardjax.recipes.objectives import language_modelling, reward_modelling
+from rewardjax.recipes.preference_data import comparisons, demonstrations
+from rewardjax.recipes.supervised import Supervised, SupervisedConfig
+from rewardjax.sampling.language_policy import LanguagePolicy
+from rewardjax.sampling.transcripts import transcripts
+from rewardjax.statistics import Mean
+from rewardjax.tasks.annotators import compare
+from rewardjax.tasks.preference_world import ATTRIBUTES, PreferenceWorld
+from rewardjax.training.loop import LoopConfig
+from rewardjax.training.run import Run
+from rewardjax.training.state import Metrics
+from rewardjax.trajectory import Trajectory
+
+TINY = TransformerConfig(
+    vocab=24, layers=2, width=32, heads=2, kv_heads=2, head_dim=16, mlp_width=64, context=32
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LabConfig:
+    """The world, the models and who compares.
+
+    Attributes:
+      world: prompts, writers and gold utility.
+      model: of the policy, the reward model and the critic.
+      sft: of the initial policy on writers' responses.
+      reward_model: of the proxy on comparisons.
+      comparisons: labelled pairs of the initial policy's responses.
+      temperature: of the annotators, in units of gold utility.
+      label_noise: share of labels turned round.
+      annotator_bias: what annotators see in each gaudy token, in units of gold utility.
+    """
+
+    world: PreferenceWorld = PreferenceWorld()
+    model: TransformerConfig = TINY
+    sft: SupervisedConfig = SupervisedConfig(128, loop=LoopConfig(steps=200, steps_per_call=50))
+    reward_model: SupervisedConfig = SupervisedConfig(
+        64, loop=LoopConfig(steps=200, steps_per_call=50)
+    )
+    comparisons: int = 1500
+    temperature: float = 0.2
+    label_noise: float = 0.1
+    annotator_bias: float = 0.0
+
+
+def pairwise(scores, batch):
+    """Bradley-Terry on a row's two scores, the preferred response first."""
+    return bradley_terry(scores[:, 0] - scores[:, 1])
+
+
+class PreferenceLab:
+    """The lab's programs, compiled once; seeds share them."""
+
+    def __init__(self, config: LabConfig):
+        self.config, self.world = config, config.world
+        self.scorer = RewardModel(config.model)
+        self.policy = LanguagePolicy(
+            LanguageModel(config.model),
+            max_new=self.world.response_length,
+            stop=(self.world.eos,),
+            prompt_columns=self.world.prompt_length,
+        )
+        model = self.policy.model
+        self._sft = Supervised(
+            config.sft,
+            init=model.boxed_init,
+            loss=language_modelling(model),
+            batches=demonstrations(self.world.prompts, self.world.writers),
+        )
+        self._fit = Supervised(
+            config.reward_model,
+            init=self.scorer.boxed_init,
+            loss=reward_modelling(self.scorer, pairwise),
+        )
+        self._compare = jax.jit(self._comparisons)
+
+    def sft(self, run: Run):
+        """Parameters of the initial policy."""
+        return self._sft.run(run).params
+
+    def reward_model(self, run: Run, reference):
+        """Parameters of the proxy: compare the initial policy's responses, then fit."""
+        pairs = jax.tree.map(np.asarray, self._compare(reference, run.stage("comparisons").key))
+        source = ArraySource(pairs, self.config.reward_model.batch_size, run.seed)
+        return self._fit.run(run, params=self.scorer.init(run.key, reference), source=source).params
+
+    def _comparisons(self, params, key) -> dict[str, Array]:
+        c, world = self.config, self.world
+        prompt_key, sample_key, label_key = jax.random.split(key, 3)
+        prompts = world.prompts(prompt_key, c.comparisons)
+        traj = dataclasses.replace(self.policy, group_size=2).rollout(params, prompts, sample_key)
+        seen = world.gold_weights.at[ATTRIBUTES.index("gaudy")].add(c.annotator_bias)
+        label = partial(compare, temperature=c.temperature, flip_rate=c.label_noise)
+        utility = world.gold(traj.tokens, traj.mask, traj.info, seen)
+        return comparisons(traj, utility, label, label_key)
+
+    def gold(self, traj: Trajectory):
+        """Gold utility of each row."""
+        return self.world.gold(traj.tokens, traj.mask, traj.info)
+
+    def measure(self, traj: Trajectory) -> Metrics:
+        """Gold, proxy, attributes and the sampled KL to the reference, of annotated rows."""
+        attributes = self.world.attributes(traj.tokens, traj.mask, traj.info)
+        divergence = jnp.where(traj.mask, traj.logprobs - traj.info["reference_logprobs"], 0.0)
+        return {
+            "gold": Mean.of(self.gold(traj)),
+            "proxy": Mean.of(traj.info["proxy"]),
+            "kl": Mean.of(jnp.sum(divergence, axis=1)),
+        } | {name: Mean.of(attributes[:, i]) for i, name in enumerate(ATTRIBUTES)}
+
+    def evaluate(self, annotate, params, frozen, key, *, prompts: int) -> dict[str, Array]:
+        """`measure` on fresh prompts, and the gold win rate against the reference policy.
+
+        Args:
+          annotate: writes `proxy` and `reference_logprobs` on a trajectory.
+          params: the policy.
+          frozen: `reference` and what `annotate` reads.
+          key: consumed.
+          prompts: how many.
+        """
+        prompt_key, own_key, other_key = jax.random.split(key, 3)
+        asked = self.world.prompts(prompt_key, prompts)
+        own = annotate(frozen, self.policy.rollout(params, asked, own_key))
+        other = self.policy.rollout(frozen["reference"], asked, other_key)
+        gold, before = self.gold(own), self.gold(other)
+        wins = jnp.mean((gold > before) + 0.5 * (gold == before))
+        return {name: mean.value for name, mean in self.measure(own).items()} | {"win_rate": wins}
+
+    def samples(self, annotate, count: int = 8):
+        """`(params, frozen, key) -> rows` that a person can read, with proxy and gold."""
+
+        @jax.jit
+        def sampled(params, frozen, key):
+            traj = annotate(
+                frozen, self.policy.rollout(params, self.world.prompts(key, count), key)
+            )
+            return traj.with_info(gold=self.gold(traj))
+
+        def rows(params, frozen, key):
+            traj = sampled(params, frozen, key)
+            return transcripts(traj, self.world.decode, columns=("proxy", "gold"), count=count)
+
+        return rows
