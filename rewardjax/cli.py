@@ -7,7 +7,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,8 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         entry, experiment = catalogue.load(arguments.experiment)
         scale = _known("scale", arguments.scale, experiment.scales)
-        arms = _arms(arguments.arms, experiment)
         config = override(experiment.scales[scale], arguments.settings)
+        arms = _arms(arguments.arms, experiment, config)
     except (catalogue.CatalogueError, OverrideError, UsageError) as error:
         return _fail(error, 2)
     _keep_compiled_programs()
@@ -189,12 +189,29 @@ def _run_folders(folders: Iterable[Path]) -> list[Path]:
     return list(found)
 
 
-def _arms(names: str | None, experiment: "Experiment") -> list[str]:
-    if names is None:
-        return list(experiment.first_arms or experiment.arms)
-    if names == "all":
-        return list(experiment.arms)
-    return list(dict.fromkeys(_known("arm", name, experiment.arms) for name in names.split(",")))
+def _arms(names: str | None, experiment: "Experiment", config: Any) -> list[str]:
+    """The arms to run: those named, or those of the first (or all) that apply to `config`."""
+    reasons = _inapplicable(experiment, config)
+    if names is not None and names != "all":
+        arms = [_known("arm", name, experiment.arms) for name in names.split(",")]
+        for arm in arms:
+            if arm in reasons:
+                raise UsageError(reasons[arm])
+        return list(dict.fromkeys(arms))
+    first = experiment.first_arms if names is None else ()
+    arms = [arm for arm in first or experiment.arms if arm not in reasons]
+    if not arms:
+        raise UsageError("; ".join(reasons.values()))
+    return arms
+
+
+def _inapplicable(experiment: "Experiment", config: Any) -> Mapping[str, str]:
+    if experiment.inapplicable is None:
+        return {}
+    try:
+        return experiment.inapplicable(config)
+    except (OSError, ValueError) as error:
+        raise UsageError(str(error)) from error
 
 
 def _known(kind: str, name: str, known: Iterable[str]) -> str:

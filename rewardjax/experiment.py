@@ -87,7 +87,9 @@ class Experiment:
       claims: judged over the seeds of a run.
       prepare: `prepare(config) -> (run) -> shared`, run once a seed before the arms.
       reported: the paper's own numbers, `{arm: {metric: number}}`.
-      first_arms: what a plain run takes; all arms when empty.
+      inapplicable: `inapplicable(config) -> {arm: reason}`, the arms that cannot be run with a
+        configuration (on data that lack what they learn from); none without it.
+      first_arms: what a plain run takes of those that can be run; all arms when empty.
       first_seeds: how many seeds a plain run takes, at least 1.
       curves: names of logged metrics to draw over steps.
 
@@ -103,6 +105,7 @@ class Experiment:
     claims: Sequence[Claim]
     prepare: Callable[..., Any] | None = None
     reported: Mapping[str, Mapping[str, int | float]] = field(default_factory=dict)
+    inapplicable: Callable[[Any], Mapping[str, str]] | None = None
     first_arms: tuple[str, ...] = ()
     first_seeds: int = 5
     curves: tuple[str, ...] = ()

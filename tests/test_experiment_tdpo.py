@@ -1,4 +1,3 @@
-import dataclasses
 import json
 from functools import partial
 
@@ -84,8 +83,8 @@ def test_divergence_handed_to_the_loss_is_the_sequential_forward_kl():
     tokens, valid, mask = (np.asarray(batch[k]).reshape(4, 6) for k in ("tokens", "valid", "mask"))
     distributions = []
     for params in (policy, reference):
-        logits = np.asarray(MODEL.logits(params, tokens, valid.astype(np.int32)), np.float64)
-        exp = np.exp(logits)
+        logits = MODEL.logits(params, jnp.asarray(tokens), jnp.asarray(valid, jnp.int32))
+        exp = np.exp(np.asarray(logits, np.float64))
         distributions.append(exp / exp.sum(axis=-1, keepdims=True))
     p, q = distributions
     by_token = np.sum(q * np.log(q / p), axis=-1)
@@ -135,7 +134,7 @@ def test_best_and_worst_of_each_group():
 def test_value_at_a_kl_budget():
     kl, gold = np.array([1.0, 3.0, 2.0, 5.0]), np.array([10.0, 30.0, 0.0, 50.0])
     assert at_kl(kl, gold, 2.0) == 20.0  # on the way to 3, not on the way back
-    assert at_kl(kl, gold, 4.0) == pytest.approx(100 / 3)  # a third... between 2 and 5
+    assert at_kl(kl, gold, 4.0) == pytest.approx(100 / 3)  # between 2 and 5
     assert at_kl(kl, gold, 9.0) == 50.0
     assert at_kl(kl, gold, 0.5) == 10.0
     with pytest.raises(ValueError, match="kl: expected at least one point, all finite"):
@@ -173,13 +172,13 @@ def test_every_arm_runs(arm, shared, tmp_path):
         metrics = tdpo.EXPERIMENT.arms[arm].build(config)(run, shared)
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["kl"] > 0
+    assert {claim.metric for claim in tdpo.EXPERIMENT.claims} <= set(metrics)
     assert metrics["d_gap"] == pytest.approx(metrics["d_rejected"] - metrics["d_chosen"], abs=1e-4)
     lines = (tmp_path / "samples.jsonl").read_text().splitlines()
-    assert json.loads(lines[0])["text"].startswith("<bos> <")
+    assert len(lines) == 8
+    assert json.loads(lines[0])["prompt"].startswith("<bos> <")
 
 
-def test_claims_name_metrics_that_the_arms_report(shared, tmp_path):
-    config = dataclasses.replace(tdpo.EXPERIMENT.scales["smoke"], kl_budget=0.0)
-    with Run(tmp_path, 0, "dpo") as run:
-        metrics = tdpo.EXPERIMENT.arms["dpo"].build(config)(run, shared)
-    assert {claim.metric for claim in tdpo.EXPERIMENT.claims} <= set(metrics)
+def test_data_that_cannot_be_generated_are_refused():
+    with pytest.raises(ValueError, match="data: expected 'preference_world', found 'imdb'"):
+        tdpo.prepare(tdpo.EXPERIMENT.scales["paper"])

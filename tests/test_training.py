@@ -215,22 +215,15 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, stop):
 
 
 def test_an_unreadable_checkpoint_is_reported_and_the_one_before_is_used(tmp_path):
-    warnings = []
-
-    class Listener:
-        def progress(self, label, done, total, metrics): ...
-        def finished(self, label, metrics): ...
-        def warn(self, label, message):
-            warnings.append(message)
-
+    observer = Listener()
     program = reward_program(steps=6, checkpoint_every=2)
     whole = program.run(Run(tmp_path, 0), source=ArraySource(preferences(), 8, 0))
     for file in sorted((tmp_path / "checkpoints" / "6").rglob("*")):
         if file.is_file() and file.stat().st_size > 0:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    run = Run(tmp_path, 0, observer=Listener())
+    run = Run(tmp_path, 0, observer=observer)
     resumed = program.run(run, source=ArraySource(preferences(), 8, 0))
-    assert any("checkpoint 6 cannot be read" in w for w in warnings)
+    assert any("checkpoint 6 cannot be read" in w for w in observer.warnings)
     chex.assert_trees_all_equal(jax.device_get(whole), jax.device_get(resumed))
 
 
@@ -294,6 +287,41 @@ def test_rows_that_do_not_apply_change_nothing():
     _, metrics = jax.jit(program.step)(state, None, None, jax.random.key(1))
     assert float(metrics["applicable"].value) == 0.5
     assert float(metrics["entropy"].weight) < 32 * 6 / 2 + 1
+
+
+class Listener:
+    """An observer that keeps the warnings."""
+
+    def __init__(self):
+        self.warnings = []
+
+    def progress(self, label, done, total, metrics): ...
+    def finished(self, label, metrics): ...
+    def warn(self, label, message):
+        self.warnings.append(message)
+
+
+@pytest.mark.parametrize("kind", ["constant", "none"])
+def test_a_reward_that_teaches_nothing_is_warned_about(tmp_path, kind):
+    def reward(traj):
+        ones = jnp.ones(traj.mask.shape[0])
+        return rewards.outcome(ones, traj.mask, applicable=ones > (0 if kind == "constant" else 1))
+
+    observer = Listener()
+    with Run(tmp_path, 0, observer=observer) as run:
+        policy_program(reward=reward).run(run)
+    word = "constant in every group" if kind == "constant" else "no step has an action"
+    assert sum(word in w for w in observer.warnings) == 1
+
+
+def test_an_empty_mask_is_warned_about(tmp_path):
+    observer, batch = Listener(), preferences()
+    batch = {k: v[:, 0] for k, v in batch.items()} | {"mask": np.zeros((16, 9), bool)}
+    config = SupervisedConfig(batch_size=8, loop=LoopConfig(steps=1, steps_per_call=1))
+    program = Supervised(config, init=MODEL.boxed_init, loss=language_modelling(MODEL))
+    with Run(tmp_path, 0, observer=observer) as run:
+        program.run(run, source=ArraySource(batch, 8, 0))
+    assert any("is every mask empty?" in w for w in observer.warnings)
 
 
 def test_minibatches_must_divide():

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 from rewardjax import losses
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.curves import at_kl
-from rewardjax.experiment import Arm, Experiment, Paper
+from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.language_model import LanguageModel, entropy_of
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import direct_preference, language_modelling
@@ -37,6 +37,7 @@ from rewardjax.training.loop import LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig
 
 Sides = Float[Array, "batch 2"]  # chosen, rejected
+MEASURED = ("gold", "kl", "entropy", "length", "accuracy", "d_chosen", "d_rejected", "d_gap")
 WORLD = PreferenceWorld(markers=True, neutral=3, positive=2, negative=2, sentiment_rate=0.3)
 
 
@@ -44,19 +45,20 @@ WORLD = PreferenceWorld(markers=True, neutral=3, positive=2, negative=2, sentime
 class Config:
     """Everything that the arms share."""
 
+    data: str = "preference_world"
     world: PreferenceWorld = WORLD
     model: TransformerConfig = TransformerConfig(vocab=WORLD.vocab_size, mlp_width=128)
-    sft: SupervisedConfig = SupervisedConfig(128, loop=LoopConfig(steps=300, steps_per_call=50))
+    sft: SupervisedConfig = SupervisedConfig(128, loop=LoopConfig(steps=200, steps_per_call=50))
     policy: SupervisedConfig = SupervisedConfig(
         32,
-        optimizer=OptimizerConfig("rmsprop", 2e-5, warmup=0.1, b2=0.99, clip=10.0),
-        loop=LoopConfig(steps=300, evaluate_every=10),
+        optimizer=OptimizerConfig("rmsprop", 4e-5, b2=0.99, warmup=0.1, clip=10.0),
+        loop=LoopConfig(steps=240, steps_per_call=20, evaluate_every=20),
     )
     pairs: int = 2048  # prompts of the training pairs
     held_out: int = 256  # prompts of the pairs on which D is measured
     samples: int = 4  # of the SFT policy, a prompt
     evaluation_prompts: int = 512
-    kl_budget: float = 4.0  # nats a response, at which the arms are compared
+    kl_budget: float = 1.5  # nats a response, at which the arms are compared
 
 
 def dpo(ratios: Sides, divergence: Sides) -> Float[Array, "batch"]:
@@ -96,7 +98,13 @@ def sentiment(world, traj) -> Float[Array, "batch"]:
 
 
 def prepare(config):
-    """SFT on writers; pairs for training and for measuring, from the SFT policy's samples."""
+    """SFT on writers; pairs for training and for measuring, from the SFT policy's samples.
+
+    Raises:
+      ValueError: the data are not the generated ones.
+    """
+    if config.data != "preference_world":
+        raise ValueError(f"data: expected 'preference_world', found {config.data!r}")
     world, policy = config.world, language_policy(config)
     sampler = dataclasses.replace(policy, group_size=config.samples)
     sft = Supervised(
@@ -173,17 +181,8 @@ def train(config, *, margin, beta=0.1):
         stage = run.stage("policy")
         source = ArraySource(pairs, config.policy.batch_size, run.seed)
         state = program.run(stage, params=frozen["reference"], frozen=frozen, source=source)
-        names = ("gold", "kl", "entropy", "length", "accuracy", "d_chosen", "d_rejected", "d_gap")
-        curves = {name: stage.history(f"eval/{name}") for name in names}
-        traj = written(state.params, run.key)
-        gold = sentiment(world, traj)
-        run.samples(
-            config.policy.loop.steps,
-            [
-                {"text": world.decode(traj.tokens[i]), "gold": round(float(gold[i]), 3)}
-                for i in range(8)
-            ],
-        )
+        curves = {name: stage.history(f"eval/{name}") for name in MEASURED}
+        run.samples(config.policy.loop.steps, readable(world, written(state.params, run.key), 8))
         matched = {
             f"{name}_at_kl": at_kl(curves["kl"], curves[name], config.kl_budget)
             for name in ("gold", "entropy", "d_gap", "kl")
@@ -192,6 +191,43 @@ def train(config, *, margin, beta=0.1):
 
     return run_seed
 
+
+def readable(world, traj, rows):
+    """The first rows of a trajectory as text, with their gold utility."""
+    gold, start = sentiment(world, traj), world.prompt_length
+    return [
+        {
+            "prompt": world.decode(traj.tokens[i, :start]),
+            "response": world.decode(traj.tokens[i, start:]),
+            "gold": round(float(gold[i]), 3),
+        }
+        for i in range(rows)
+    ]
+
+
+MINI = Config()
+SMOKE = dataclasses.replace(
+    MINI,
+    sft=dataclasses.replace(MINI.sft, batch_size=16, loop=LoopConfig(steps=4)),
+    policy=dataclasses.replace(
+        MINI.policy, batch_size=16, loop=LoopConfig(steps=4, evaluate_every=2)
+    ),
+    pairs=64,
+    held_out=16,
+    evaluation_prompts=16,
+)
+# GPT-2 Large on IMDb: one epoch of 25,000 prompts, 150 steps of warm-up.
+GPT2_LARGE = TransformerConfig(
+    50257, 36, width=1280, heads=20, kv_heads=20, head_dim=64, mlp_width=5120, context=1024
+)
+ONE_EPOCH = SupervisedConfig(
+    64,
+    optimizer=OptimizerConfig("rmsprop", 5e-6, b2=0.99, warmup=150 / 390, clip=10.0),
+    loop=LoopConfig(steps=390, evaluate_every=30),
+)
+PAPER = Config(
+    "imdb", model=GPT2_LARGE, sft=ONE_EPOCH, policy=ONE_EPOCH, pairs=25_000, kl_budget=10.0
+)
 
 EXPERIMENT = Experiment(
     paper=Paper(
@@ -204,18 +240,30 @@ EXPERIMENT = Experiment(
         "dpo": Arm(partial(train, margin=dpo)),
         "tdpo1": Arm(partial(train, margin=tdpo1)),
         "tdpo2": Arm(partial(train, margin=tdpo2), "alpha 0.5"),
-    }
-    | {f"tdpo2_a{a}": Arm(partial(train, margin=partial(tdpo2, alpha=a))) for a in (0.3, 0.7, 1.0)}
-    | {
         "tdpo2_no_sg": Arm(partial(train, margin=partial(tdpo2, stop_chosen=False))),
     }
+    | {f"tdpo2_a{a}": Arm(partial(train, margin=partial(tdpo2, alpha=a))) for a in (0.3, 0.7, 1.0)}
     | {
         f"{name}_b{beta}": Arm(partial(train, margin=margin, beta=beta), "for the frontier")
         for name, margin in {"dpo": dpo, "tdpo2": tdpo2}.items()
         for beta in (0.05, 0.3)
     },
-    scales={"mini": Config()},
-    claims=[],
+    scales={"mini": MINI, "smoke": SMOKE, "paper": PAPER},
+    claims=[
+        Claim("d_gap", "tdpo2", "<", "dpo", source="IMDb: sequential KL over training"),
+        Claim("d_gap", "tdpo1", "<", "dpo", source="IMDb: sequential KL over training"),
+        Claim("d_gap_at_kl", "tdpo2", "<", "dpo", source="the same, at equal KL"),
+        Claim("entropy", "tdpo2", ">", "dpo", source="Anthropic-HH: diversity"),
+        Claim("entropy", "tdpo1", ">", "dpo", source="Anthropic-HH: diversity"),
+        Claim("entropy_at_kl", "tdpo2", ">", "dpo", source="the same, at equal KL"),
+        Claim("accuracy", "tdpo2", ">", "dpo", source="Anthropic-HH: accuracy"),
+        Claim("gold_at_kl", "tdpo2", ">", "dpo", source="IMDb: reward-KL frontier"),
+        Claim("gold_at_kl", "tdpo2", ">=", "dpo", 0.02, source="IMDb: reward-KL frontier"),
+        Claim("gold_at_kl", "tdpo2", ">=", "tdpo1", 0.02, source="IMDb: reward-KL frontier"),
+        Claim("gold_at_kl", "tdpo2_b0.05", ">=", "dpo_b0.05", 0.02, source="the same, beta 0.05"),
+        Claim("gold_at_kl", "tdpo2_b0.3", ">=", "dpo_b0.3", 0.02, source="the same, beta 0.3"),
+        Claim("d_chosen", "tdpo2_no_sg", ">", "tdpo2", source="why TDPO2 stops the gradient"),
+    ],
     first_arms=("dpo", "tdpo1", "tdpo2"),
     curves=("gold", "kl", "entropy", "d_gap"),
 )

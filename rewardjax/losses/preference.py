@@ -48,10 +48,10 @@ def ipo(difference: Float[Array, "batch"], beta: Scalar) -> Float[Array, "batch"
 
 
 def log_ratio(
-    logprobs: Float[Array, "batch time"],
-    reference_logprobs: Float[Array, "batch time"],
-    mask: Bool[Array, "batch time"],
-) -> Float[Array, "batch"]:
+    logprobs: Float[Array, "*batch time"],
+    reference_logprobs: Float[Array, "*batch time"],
+    mask: Bool[Array, "*batch time"],
+) -> Float[Array, "*batch"]:
     """`log p(response) - log reference(response)` in nats, summed over the mask."""
     difference = (logprobs - reference_logprobs).astype(jnp.float32)
     return jnp.sum(jnp.where(mask, difference, 0.0), axis=-1)

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rewardjax.losses import Loss
 from rewardjax.rewards import Reward
-from rewardjax.statistics import Mean, masked_mean, masked_std, to_groups
+from rewardjax.statistics import Mean, masked_mean, masked_std
 from rewardjax.training.loop import Loop, LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
 from rewardjax.training.run import Run
@@ -105,7 +106,7 @@ class PolicyGradient:
         updates = config.loop.steps * config.epochs * config.minibatches
         self.tx = make_optimizer(config.optimizer, updates)
         self.mesh = make_mesh(config.mesh)
-        self.loop = Loop(config.loop, self.step, evaluate, self.mesh)
+        self.loop = Loop(config.loop, self.step, evaluate, self.mesh, watch)
 
     def start(self, key: PRNGKeyArray, params=None) -> TrainState:
         """The state before the first step: from `params`, or from fresh ones."""
@@ -217,7 +218,17 @@ def rollout_metrics(traj: Trajectory, reward: Reward, advantages) -> Metrics:
     return metrics | {name: Mean.of(x, reward.applicable) for name, x in reward.parts.items()}
 
 
-def constant_groups(rewards, group_size: int) -> Mean:
-    """The share of groups whose outcomes are all the same: they teach nothing."""
-    outcomes = to_groups(jnp.sum(rewards, axis=1), group_size)
-    return Mean.of(jnp.ptp(outcomes, axis=1) == 0)
+def watch(values: Mapping[str, np.ndarray]) -> list[str]:
+    """Warnings that save a day, from the metrics of consecutive steps.
+
+    Args:
+      values: each metric over the steps of one program call.
+    """
+    found = []
+    if np.all(values["response_length"] == 0):
+        found.append("no step has an action: is the mask empty, or no reward applicable?")
+    elif np.all(values["advantage_std"] == 0) and np.all(values["advantage_mean"] == 0):
+        found.append("every advantage is 0: the reward is constant in every group")
+    if np.all(values["reached_last_step"] == 1):
+        found.append("every response fills its window: all may be cut off before they end")
+    return found

@@ -1,9 +1,10 @@
 """Gradient descent on a loss over batches: language modelling, reward models, preference losses."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 from jaxtyping import PRNGKeyArray
 
 from rewardjax.losses import Loss
@@ -56,7 +57,7 @@ class Supervised:
         self.config, self.init, self.loss, self.batches = config, init, loss, batches
         self.tx = make_optimizer(config.optimizer, config.loop.steps)
         self.mesh = make_mesh(config.mesh)
-        self.loop = Loop(config.loop, self.step, evaluate, self.mesh)
+        self.loop = Loop(config.loop, self.step, evaluate, self.mesh, watch)
 
     def start(self, key: PRNGKeyArray, params=None) -> TrainState:
         """The state before the first step: from `params`, or from fresh ones."""
@@ -79,3 +80,10 @@ class Supervised:
             self.config.micro_batches,
         )
         return state.replace(params=params, opt_state=opt_state), metrics
+
+
+def watch(values: Mapping[str, np.ndarray]) -> list[str]:
+    """Warnings from the metrics of consecutive steps."""
+    if np.all(values["loss"] == 0) and np.all(values["grad_norm"] == 0):
+        return ["loss and gradient are exactly 0: is every mask empty?"]
+    return []

@@ -82,10 +82,12 @@ class Loop:
       step: the pure update; it is scanned over `config.stride` updates and compiled as a whole.
       evaluate: `(params, frozen, key) -> metrics`, run every `evaluate_every` updates, compiled.
       mesh: the devices; None for one.
+      watch: reads each program call's metrics, `[steps]` each, and returns warnings.
     """
 
-    def __init__(self, config: LoopConfig, step: Step, evaluate=None, mesh=None):
+    def __init__(self, config: LoopConfig, step: Step, evaluate=None, mesh=None, watch=None):
         self.config, self.mesh = config, mesh
+        self._watch = watch or (lambda values: [])
 
         def chunk(state, batches, frozen, key):
             def body(state, batch):
@@ -146,6 +148,8 @@ class Loop:
             state, metrics = self._chunk(state, batches, frozen, run.key)
             values = {name: np.asarray(x) for name, x in metrics.items()}
             check_finite(values, done, run.arm)
+            for message in self._watch(values):
+                run.warn(message)
             for i in range(stride):
                 run.log(done + i + 1, {name: float(x[i]) for name, x in values.items()})
             done += stride
