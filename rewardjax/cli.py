@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from rewardjax import catalogue, progress, report, runner
+    from rewardjax import catalogue, progress, runner, terminal
     from rewardjax.overrides import OverrideError, override
 
     try:
@@ -114,14 +114,26 @@ def _run(arguments: argparse.Namespace) -> int:
         return _fail(error, 2)
     except runner.StorageError as error:
         return _fail(error, 1)
+    except (ValueError, ArithmeticError, FileNotFoundError) as error:
+        return _stopped(error, folder)
     if arguments.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return 0
-    _print(report.console(summary))
+    _print(terminal.tables(summary))
     print(f"report: {folder / 'report.html'}")
     if arguments.record:
         print(f"recorded: {entry.results}")
     return 0
+
+
+def _stopped(error: Exception, folder: Path) -> int:
+    """Data or settings that cannot be used, numbers that are not finite: what, and where to look."""
+    import traceback
+
+    trace = folder / "error.txt"
+    trace.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+    return _fail(f"{error}{notes}\n  traceback: {trace}", 1)
 
 
 def _list(arguments: argparse.Namespace) -> int:
@@ -147,7 +159,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from rewardjax import report
+    from rewardjax import report, terminal
 
     summaries = []
     try:
@@ -159,7 +171,7 @@ def _report(arguments: argparse.Namespace) -> int:
             summary = report.read_summary(folder / "summary.json")
             summaries.append(summary)
             if not arguments.json:
-                _print(report.console(summary))
+                _print(terminal.tables(summary))
                 print(f"report: {page}\n")
     except ValueError as error:
         return _fail(error, 2)

@@ -13,10 +13,6 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
-
 from rewardjax import plots, verdicts
 from rewardjax.experiment import Experiment
 
@@ -35,7 +31,6 @@ REQUIRED: dict[str, type] = {
     "claims": list,
 }
 SYMBOLS = {"holds": "✔", "fails": "✘", "inconclusive": "?"}
-COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow"}
 LONGEST_FIELD = 1500  # characters of a sample's field that are shown
 GOLD_AGAINST_PROXY = "gold against proxy"
 
@@ -171,7 +166,7 @@ def markdown(
     summary: Summary, images: Mapping[str, str] | None = None, samples: Samples | None = None
 ) -> str:
     """The report as Markdown; `images` maps a title to the PNG's path beside the report."""
-    parts = [f"# {_one_line(summary['title'])}", _one_line(_facts(summary))]
+    parts = [f"# {_one_line(summary['title'])}", _one_line(facts(summary))]
     for title, table in _tables(summary):
         header, *rows = [[_one_line(text) for text in row] for row in table]
         lines = [f"| {' | '.join(row)} |" for row in [header, ["---"] * len(header), *rows]]
@@ -196,7 +191,7 @@ def html(
 ) -> str:
     """The report as one HTML page that needs no other file; `images` maps a title to a PNG."""
     title = escape(summary["title"])
-    body = [f"<h1>{title}</h1>", f'<p class="quiet">{escape(_facts(summary))}</p>']
+    body = [f"<h1>{title}</h1>", f'<p class="quiet">{escape(facts(summary))}</p>']
     for heading, (header, *rows) in _tables(summary):
         head = "".join(f"<th>{escape(text)}</th>" for text in header)
         lines = ["".join(_html_cell(text) for text in row) for row in rows]
@@ -217,23 +212,6 @@ def html(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>'
         f"\n<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
-
-
-def console(summary: Summary) -> Group:
-    """The tables of the report for a terminal, verdicts coloured: print it with rich."""
-    parts: list[Text | Table] = [
-        Text(summary["title"], style="bold"),
-        Text(_facts(summary), style="dim"),
-    ]
-    for title, (header, *rows) in _tables(summary):
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for name in header:
-            table.add_column(Text(name))
-        for row in rows:
-            # The interval on a line of its own keeps columns narrow.
-            table.add_row(*(Text(t.replace(" [", "\n[", 1), COLOURS.get(t[2:], "")) for t in row))
-        parts += [Text(), table]
-    return Group(*parts)
 
 
 def write_report(folder: Path) -> Path:
@@ -296,36 +274,39 @@ def _tables(summary: Summary) -> list[tuple[str, list[list[str]]]]:
     noted = any(notes.get(arm) for arm in arms)
     rows = [["arm", *metrics, *(["what it is"] if noted else [])]]
     for arm, measured in arms.items():
-        cells = [_interval(measured.get(metric)) for metric in metrics]
+        cells = [cell_text(measured.get(metric)) for metric in metrics]
         rows.append([arm, *cells, *([notes.get(arm, "")] if noted else [])])
     count = len(summary["seeds"])
     tables.append((f"Measured: mean [95%] over {count} seed{'s' * (count != 1)}", rows))
     rows = [["arm", "metric", "ours [95%]", "the paper's"]]
     for arm, reported in summary.get("reported", {}).items():
         for metric, number in reported.items():
-            ours = _interval(arms.get(arm, {}).get(metric))
+            ours = cell_text(arms.get(arm, {}).get(metric))
             rows.append([arm, metric, ours, _number(number)])
     if len(rows) > 1:
         tables.append((f"Ours at scale {summary['scale']}, beside the paper's numbers", rows))
     return tables
 
 
-def _claim_row(claim: Mapping[str, Any]) -> list[str]:
+def claim_text(claim: Mapping[str, Any]) -> str:
+    """`metric: arm < baseline (margin m)`."""
     baseline, margin = claim["baseline"], claim.get("margin", 0)
     against = baseline if isinstance(baseline, str) else _number(baseline)
     text = f"{claim['metric']}: {claim['arm']} {claim['relation']} {against}"
-    if margin:
-        text += f" (margin {_number(margin)})"
+    return f"{text} (margin {_number(margin)})" if margin else text
+
+
+def _claim_row(claim: Mapping[str, Any]) -> list[str]:
     return [
         f"{SYMBOLS[claim['verdict']]} {claim['verdict']}",
-        text,
-        _interval({**claim, "mean": claim["difference"]}),
+        claim_text(claim),
+        cell_text({**claim, "mean": claim["difference"]}),
         claim.get("source", ""),
         claim.get("note", ""),
     ]
 
 
-def _interval(cell: Mapping[str, Any] | None) -> str:
+def cell_text(cell: Mapping[str, Any] | None) -> str:
     """`mean [low, high]`; a dash where nothing was measured, words where it was not finite."""
     if cell is None:
         return "-"
@@ -342,7 +323,7 @@ def _number(number: float | int) -> str:
     return f"{number:.3f}" if size < 100 else f"{number:,.1f}"
 
 
-def _facts(summary: Summary) -> str:
+def facts(summary: Summary) -> str:
     """One line: the paper, the run, the machine."""
     seeds = ", ".join(str(seed) for seed in summary["seeds"])
     versions = ", ".join(f"{name} {text}" for name, text in summary.get("versions", {}).items())

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from rewardjax import plots, report
+from rewardjax import plots, report, terminal
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 
 
@@ -177,11 +177,13 @@ def test_a_run_without_logs_still_has_tables(folder, tmp_path):
 
 
 def test_the_console_shows_the_verdicts_in_colour():
-    console = Console(width=160, record=True, file=StringIO(), force_terminal=True)
-    console.print(report.console(summary()))
+    console = Console(width=80, record=True, file=StringIO(), force_terminal=True)
+    console.print(terminal.tables(summary()))
     text = console.export_text(clear=False)
     assert "✔ holds" in text
-    assert "0.600" in text
+    assert "0.600 [0.520, 0.680]" in text  # nothing cut off at 80 columns
+    assert "1 more claims are about arms that were not run" in text
+    assert "late" not in text
     coloured = console.export_text(styles=True)
     assert re.search(r"\x1b\[32m✔ holds", coloured)
     assert re.search(r"\x1b\[31m✘ fails", coloured)

@@ -15,16 +15,15 @@ import dataclasses
 from functools import partial
 
 import jax
-import numpy as np
 
-from rewardjax import credit, losses, rewards
+from rewardjax import credit, losses
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.curves import overoptimisation
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.presets import GEMMA2_2B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.moments import outcome_moments
-from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
+from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.rewards import shaping
@@ -32,7 +31,6 @@ from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.sharding import MeshConfig
-from rewardjax.trajectory import Prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +72,7 @@ SHAPINGS = {
     "minmax": lambda r, refs, stats: shaping.min_max(r, stats["low"], stats["high"]),
     "clip": lambda r, refs, stats: shaping.clipped_to(r, stats["mean"], stats["std"]),
     "lsc": lambda r, refs, stats: shaping.log_sigmoid_centred(r, refs),
-    "ceiling": lambda r, refs, stats: shaping.ceiling(r, 3.0),
+    "ceiling": lambda r, refs, stats: shaping.ceiling(r, 1.0),
     "sigmoid_uncentred": lambda r, refs, stats: shaping.sigmoid(r),
     "par": par,
     "par_m10": partial(par, m=10),
@@ -95,15 +93,15 @@ def prepare(config):
         prompts = lab.world.prompts(prompt_key, config.training_prompts)
         traj = several.rollout(reference, prompts, sample_key)
         scores = lab.scorer.score(reward_model, traj.tokens, traj.valid)
-        columns = {"tokens": prompts.tokens, "valid": prompts.valid, **prompts.info}
-        return columns | {"references": scores.reshape(-1, config.references)}
+        references = scores.reshape(-1, config.references)
+        return dataclasses.replace(prompts, info=prompts.info | {"references": references})
 
     def run_seed(run):
         reference = lab.sft(run.stage("sft"))
         reward_model = lab.reward_model(run.stage("reward_model"), reference)
         prompts = referenced(reference, reward_model, run.stage("references").key)
         frozen = {"reference": reference, "reward_model": reward_model}
-        return frozen, jax.tree.map(np.asarray, prompts)
+        return frozen, prompts
 
     return run_seed
 
@@ -111,55 +109,35 @@ def prepare(config):
 def train(config, *, shape, kl=None, grpo=False):
     """One arm: PPO (or GRPO) on the shaped proxy."""
     lab = PreferenceLab(config.lab)
-    group_size = config.group_size if grpo else 1
-    policy = dataclasses.replace(lab.policy, group_size=group_size)
 
-    def rollout(params, batch, key):
-        info = {name: batch[name] for name in ("theme", "references")}
-        return policy.rollout(params, Prompts(batch["tokens"], batch["valid"], info), key)
-
-    def annotate(frozen, traj):
-        proxy = lab.scorer.score(frozen["reward_model"], traj.tokens, traj.valid)
-        limit, rate = config.length_limit, config.length_rate
-        proxy = shaping.length_guard(proxy, traj.lengths, limit=limit, rate=rate)
-        reference = policy.score(frozen["reference"], traj).logprobs
-        return traj.with_info(proxy=proxy, reference_logprobs=reference)
-
-    def reward(traj):
+    def shaped(traj):
         stats = {name: traj.info[f"proxy_{name}"] for name in ("mean", "std", "low", "high")}
-        shaped = shape(traj.info["proxy"], traj.info["references"], stats)
-        parts = {
-            "shaped": rewards.outcome(shaped, traj.mask, name="shaped"),
-            "kl": rewards.kl_penalty(traj, coefficient=config.kl if kl is None else kl),
-        }
-        return rewards.weighted_sum(parts, {"shaped": 1.0, "kl": 1.0})
+        limit, rate = config.length_limit, config.length_rate
+        proxy = shaping.length_guard(traj.info["proxy"], traj.lengths, limit=limit, rate=rate)
+        return shape(proxy, traj.info["references"], stats)
 
     learners = {"moments": outcome_moments("proxy")}
     if not grpo:
         learners["critic"] = critic(lab.scorer, config.critic, config.rl.loop.steps)
-    program = PolicyGradient(
-        dataclasses.replace(config.rl, prompts=config.rl.prompts // group_size),
-        init=policy.model.boxed_init,
-        rollout=rollout,
-        annotate=annotate,
-        learners=learners,
-        reward=reward,
-        credit=partial(credit.group_relative, group_size=group_size)
+    program = lab.policy_gradient(
+        config.rl,
+        shape=shaped,
+        kl=config.kl if kl is None else kl,
+        credit=partial(credit.group_relative, group_size=config.group_size)
         if grpo
         else credit.whitened(credit.gae),
-        loss=scored(policy.score, losses.policy_loss(surrogate=losses.clipped(0.2))),
-        measure=lab.measure,
-        evaluate=partial(lab.evaluate, annotate, prompts=config.evaluation_prompts),
+        loss=losses.policy_loss(surrogate=losses.clipped(0.2)),
+        group_size=config.group_size if grpo else 1,
+        learners=learners,
+        evaluation_prompts=config.evaluation_prompts,
     )
-
-    look = lab.samples(annotate)
 
     def run_seed(run, shared):
         frozen, prompts = shared
         stage = run.stage("rl")
         source = ArraySource(prompts, program.config.prompts, run.seed)
         params = program.run(stage, params=frozen["reference"], frozen=frozen, source=source).params
-        stage.samples(program.config.loop.steps, look(params, frozen, stage.key))
+        stage.samples(program.config.loop.steps, lab.samples(params, frozen, stage.key))
         names = ("gold", "proxy", "gaudy", "kl", "win_rate")
         curve = {name: stage.history(f"eval/{name}") for name in names}
         last = {name: values[-1] for name, values in curve.items()}

@@ -17,44 +17,30 @@ much each response is preferred to the other, 2 and -2.
 """
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rewardjax import credit, losses, rewards
+from rewardjax import credit, losses
 from rewardjax.data.formats import open_preferences
-from rewardjax.data.sources import ArraySource, Source
-from rewardjax.evaluation.accuracy import pairwise_accuracy, subset_accuracy
+from rewardjax.data.sources import ArraySource
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.presets import LLAMA3_70B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.objectives import direct_preference, reward_modelling
-from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
+from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import comparisons
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
+from rewardjax.recipes.rated_pairs import RatedPairsConfig, helpfulness, rated_study
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.text_reward_model import (
-    TextConfig,
-    held_out,
-    pair_scorer,
-    preferred_first,
-    pretraining,
-    ragged,
-    read_text,
-    text_scorer,
-    text_source,
-)
-from rewardjax.tasks.annotators import compare_with_magnitude, magnitude, rate
+from rewardjax.recipes.text_reward_model import TextConfig, ragged, text_scorer, text_study
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.sharding import MeshConfig
 from rewardjax.training.weights import expo_extrapolate
-from rewardjax.trajectory import respond
 
 Pair = Float[Array, "batch 2"]
 
@@ -66,32 +52,21 @@ class Config:
     Attributes:
       data: "world", or preferences over text as `open_preferences` takes them.
       lab: the world, the policy and its SFT; the reward model's size.
+      pairs: how writers' responses are rated and chosen between.
+      text: how text becomes batches, where the data are text.
       fit: of a reward model, at each of its stages.
-      gold_range: gold utilities that are helpfulness 0 and 4.
-      items, validation, test: pairs.
-      bins: differences of helpfulness above which a response is better (2) and much better (3).
-      flip_rates: how often the choice is wrong at strengths 1, 2 and 3.
-      annotators, rating_noise: their mean rating errs by rating_noise / sqrt(annotators), which is as
-        much as the flips of the choices amount to.
       expo: the largest extrapolation tried, and the number of steps up to it.
     """
 
     data: str = "world"
     lab: LabConfig = LabConfig()
+    pairs: RatedPairsConfig = RatedPairsConfig()
     text: TextConfig = TextConfig()
     fit: SupervisedConfig = SupervisedConfig(
         64,
         optimizer=OptimizerConfig(learning_rate=1e-3),
         loop=LoopConfig(steps=64, steps_per_call=16),
     )
-    gold_range: tuple[float, float] = (-0.6, 1.0)
-    items: int = 1000
-    validation: int = 500
-    test: int = 4000
-    bins: tuple[float, float] = (0.7, 1.6)
-    flip_rates: tuple[float, float, float] = (0.3, 0.1, 0.02)
-    annotators: int = 3
-    rating_noise: float = 1.2
     expo: tuple[float, int] = (1.5, 15)
     rl: PolicyGradientConfig = PolicyGradientConfig(
         prompts=64,
@@ -108,22 +83,6 @@ class Config:
     )
     dpo_beta: float = 0.1
     evaluation_prompts: int = 512
-
-
-class Shared(NamedTuple):
-    """What the arms of a seed share.
-
-    Attributes:
-      backbone: a language model's parameters.
-      source: `(batch_size, columns, seed) -> Source` of training pairs with those further columns.
-      evaluate: `(params, split) -> metrics` of a reward model on "validation" or "test".
-      show: `params -> rows` that a person can read.
-    """
-
-    backbone: Any
-    source: Callable[..., Source]
-    evaluate: Callable[[Any, str], dict[str, float]]
-    show: Callable[[Any], list[dict]]
 
 
 # A reward model's losses on a pair's scores; the preferred response is the first, or as probable as
@@ -199,114 +158,9 @@ def require(config, arm):
 
 def prepare(config):
     """A backbone, matched training pairs, and how to measure a reward model."""
-    return prepare_world(config) if config.data == "world" else prepare_text(config)
-
-
-def helpfulness(config, gold):
-    """Gold utility on the scale of the ratings."""
-    low, high = config.gold_range
-    return 4.0 * (gold - low) / (high - low)
-
-
-def matched(config, lab, key, n):
-    """`n` or fewer pairs of writers' responses with ratings, choices and strengths, no ties."""
-    prompt_key, write_key, label_key, rate_key = jax.random.split(key, 4)
-    prompts = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), lab.world.prompts(prompt_key, 2 * n))
-    tokens, valid, _ = lab.world.writers(write_key, prompts)
-    traj = respond(prompts, tokens, valid)
-    labels = {"bins": config.bins, "flip_rates": config.flip_rates}
-    pairs = comparisons(
-        traj,
-        helpfulness(config, lab.gold(traj)),
-        lambda key, a, b: compare_with_magnitude(key, a, b, **labels)[0],
-        label_key,
-    )
-    utility = pairs["utility"]
-    strength = magnitude(utility[:, 0], utility[:, 1], config.bins)
-    each = jnp.broadcast_to(utility, (config.annotators, *utility.shape))
-    ratings = jnp.mean(rate(rate_key, each, noise=config.rating_noise), axis=0)
-    signed = jnp.stack([strength, -strength], axis=1).astype(jnp.float32)
-    return pairs | {"helpfulness": ratings, "strength": signed}
-
-
-def prepare_world(config):
-    """SFT on writers; pairs for training, for tuning (annotators' choices), for testing (gold)."""
-    lab = PreferenceLab(config.lab)
-    draw = jax.jit(partial(matched, config, lab), static_argnums=1)
-    scored_pairs = jax.jit(lab.scorer.score)
-
-    def split(run, name, n):
-        pairs = jax.tree.map(np.asarray, draw(run.stage(name).key, n))
-        return {k: x[pairs["strength"][:, 0] > 0][:n] for k, x in pairs.items()}
-
-    def run_seed(run):
-        sizes = {"train": config.items, "validation": config.validation, "test": config.test}
-        data = {name: split(run, name, n) for name, n in sizes.items()}
-
-        def source(batch_size, columns, seed):
-            names = ("tokens", "valid", *columns)
-            return ArraySource({k: data["train"][k] for k in names}, batch_size, seed)
-
-        def evaluate(params, name):
-            pairs = data[name]
-            scores = np.asarray(scored_pairs(params, pairs["tokens"], pairs["valid"]))
-            if name == "validation":
-                return {"accuracy": pairwise_accuracy(*scores.T)}
-            wrong = pairs["utility"][:, 0] < pairs["utility"][:, 1]
-            sides = np.where(wrong[:, None], scores[:, ::-1], scores).T
-            strength = pairs["strength"][:, 0].astype(int)
-            return {"accuracy": pairwise_accuracy(*sides)} | {
-                f"accuracy_{m}": x for m, x in subset_accuracy(*sides, strength).items()
-            }
-
-        def show(params):
-            pairs = {k: x[:8] for k, x in data["test"].items()}
-            scores = np.asarray(scored_pairs(params, pairs["tokens"], pairs["valid"]))
-            return [
-                {
-                    "prompt": lab.world.decode(tokens[0][~mask[0]]),
-                    "preferred": lab.world.decode(tokens[0][mask[0]]),
-                    "other": lab.world.decode(tokens[1][mask[1]]),
-                    "helpfulness": utility.tolist(),
-                    "scores": score.tolist(),
-                }
-                for tokens, mask, utility, score in zip(
-                    pairs["tokens"], pairs["mask"], pairs["utility"], scores
-                )
-            ]
-
-        return Shared(lab.sft(run.stage("sft")), source, evaluate, show)
-
-    return run_seed
-
-
-def prepare_text(config):
-    """A vocabulary and a language model of the training texts; the test split is held out."""
-    program, score = pretraining(config.text), pair_scorer(config.text)
-
-    def run_seed(run):
-        data = read_text(config.data, config.text, run.warn)
-
-        def source(batch_size, columns, seed):
-            return text_source(data.train, data.tokenizer, config.text, batch_size, seed, columns)
-
-        def evaluate(params, name):
-            records = getattr(data, name)
-            return held_out(score(params, records, data.tokenizer), records, run.seed)
-
-        def show(params):
-            records = data.test[:8]
-            scores = preferred_first(score(params, records, data.tokenizer), records)
-            return [
-                {"prompt": r.prompt[-300:], "responses": r.responses, "scores": found.tolist()}
-                for r, found in zip(records, scores)
-            ]
-
-        batches = source(config.text.pretraining.batch_size, (), run.seed)
-        backbone = program.run(run.stage("pretraining"), source=batches).params
-        return Shared(backbone, source, evaluate, show)
-
-    return run_seed
+    if config.data == "world":
+        return rated_study(config.pairs, PreferenceLab(config.lab))
+    return text_study(config.data, config.text)
 
 
 def reward_model(config, arm):
@@ -362,63 +216,43 @@ def align(config, *, arm):
     """A policy trained for the final reward model's scores; gold helpfulness is what it is worth."""
     require(config, arm)
     lab, fit = PreferenceLab(config.lab), reward_model(config, "reg_scaled_expo")
-
-    def annotate(frozen, traj):
-        proxy = lab.scorer.score(frozen["reward_model"], traj.tokens, traj.valid)
-        reference = lab.policy.score(frozen["reference"], traj).logprobs
-        return traj.with_info(proxy=proxy, reference_logprobs=reference)
-
-    optimise = (offline if arm == "dpo" else partial(online, arm=arm))(config, lab, annotate)
-    look = lab.samples(annotate)
+    optimise = (offline if arm == "dpo" else partial(online, rloo=arm == "rloo"))(config, lab)
 
     def run_seed(run, shared):
         model, _ = fit(run, shared)
         frozen = {"reference": shared.backbone, "reward_model": model}
         stage = run.stage("policy")
         params = optimise(stage, frozen)
-        stage.samples(0, look(params, frozen, stage.key))
+        stage.samples(0, lab.samples(params, frozen, stage.key))
         names = ("gold", "proxy", "gaudy", "kl", "win_rate")
         last = {name: float(stage.history(f"eval/{name}")[-1]) for name in names}
-        return {"helpfulness": helpfulness(config, last.pop("gold"))} | last
+        return {"helpfulness": float(helpfulness(config.pairs, jnp.float32(last.pop("gold"))))} | last
 
     return run_seed
 
 
-def online(config, lab, annotate, *, arm):
+def online(config, lab, *, rloo):
     """REINFORCE with a leave-one-out baseline, or PPO: the same samples, the KL in the reward."""
-    rloo = arm == "rloo"
     size = config.group_size if rloo else 1
-    policy = dataclasses.replace(lab.policy, group_size=size)
-
-    def reward(traj):
-        parts = {
-            "score": rewards.outcome(traj.info["proxy"], traj.mask, name="score"),
-            "kl": rewards.kl_penalty(traj, coefficient=config.kl),
-        }
-        return rewards.weighted_sum(parts, {"score": 1.0, "kl": 1.0})
-
-    surrogate = losses.policy_loss(surrogate=losses.clipped(0.2))
-    program = PolicyGradient(
-        dataclasses.replace(config.rl, prompts=config.rl.prompts // size),
-        init=policy.model.boxed_init,
-        rollout=policy.rollout,
-        prompts=lab.world.prompts,
-        annotate=annotate,
-        learners={}
-        if rloo
-        else {"critic": critic(lab.scorer, config.critic, config.rl.loop.steps)},
-        reward=reward,
+    program = lab.policy_gradient(
+        config.rl,
+        shape=lambda traj: traj.info["proxy"],
+        kl=config.kl,
         credit=partial(credit.leave_one_out, group_size=size)
         if rloo
         else credit.whitened(credit.gae),
-        loss=scored(policy.score, losses.reinforce_loss() if rloo else surrogate),
-        measure=lab.measure,
-        evaluate=partial(lab.evaluate, annotate, prompts=config.evaluation_prompts),
+        loss=losses.reinforce_loss() if rloo else losses.policy_loss(surrogate=losses.clipped(0.2)),
+        group_size=size,
+        learners={}
+        if rloo
+        else {"critic": critic(lab.scorer, config.critic, config.rl.loop.steps)},
+        prompts=lab.world.prompts,
+        evaluation_prompts=config.evaluation_prompts,
     )
     return lambda run, frozen: program.run(run, params=frozen["reference"], frozen=frozen).params
 
 
-def offline(config, lab, annotate):
+def offline(config, lab):
     """DPO on the initial policy's responses, as many as the others sample, by the scores' order."""
     twice = dataclasses.replace(lab.policy, group_size=2)
     preference = direct_preference(
@@ -429,7 +263,7 @@ def offline(config, lab, annotate):
         config.dpo,
         init=lab.policy.model.boxed_init,
         loss=lambda params, batch, frozen: preference(params, batch, frozen["reference"]),
-        evaluate=partial(lab.evaluate, annotate, prompts=config.evaluation_prompts),
+        evaluate=partial(lab.evaluate, prompts=config.evaluation_prompts),
     )
 
     @jax.jit
@@ -441,7 +275,7 @@ def offline(config, lab, annotate):
         return comparisons(traj, scores, lambda key, a, b: a > b, label_key)
 
     def run_seed(run, frozen):
-        pairs = jax.tree.map(np.asarray, labelled(frozen, run.stage("pairs").key))
+        pairs = labelled(frozen, run.stage("pairs").key)
         source = ArraySource(pairs, config.dpo.batch_size, run.seed)
         return program.run(run, params=frozen["reference"], frozen=frozen, source=source).params
 
@@ -457,7 +291,7 @@ PAPER = Config(
     lab=LabConfig(model=LLAMA3_70B),
     text=TextConfig(vocab=LLAMA3_70B.vocab, buckets=(4096,), model=LLAMA3_70B, fit=PUBLISHED),
     fit=PUBLISHED,
-    items=10_000,
+    pairs=RatedPairsConfig(train=10_000),
     rl=PolicyGradientConfig(
         prompts=256,
         optimizer=OptimizerConfig(learning_rate=5e-7),
@@ -487,7 +321,9 @@ EXPERIMENT = Experiment(
     inapplicable=inapplicable,
     scales={
         "mini": MINI,
-        "smoke": smoke(MINI, items=128, validation=64, test=64, evaluation_prompts=16),
+        "smoke": smoke(
+            MINI, pairs=RatedPairsConfig(train=128, validation=64, test=64), evaluation_prompts=16
+        ),
         "paper": PAPER,
     },
     claims=[

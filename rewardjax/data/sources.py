@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import grain
+import jax
 import numpy as np
 
 from rewardjax.data.batching import (
@@ -48,7 +49,7 @@ class ArraySource:
     leaves out the rows of its order that would not fill a batch (other rows each time).
 
     Args:
-      arrays: arrays with equally many rows.
+      arrays: a pytree of arrays with equally many rows.
       batch_size: rows a batch.
       seed: decides the orders.
       shuffle: False keeps the rows in their own order in every epoch.
@@ -59,17 +60,15 @@ class ArraySource:
 
     uniform = True
 
-    def __init__(
-        self, arrays: Mapping[str, np.ndarray], batch_size: int, seed: int, shuffle: bool = True
-    ):
-        self._arrays = {name: np.asarray(array) for name, array in arrays.items()}
+    def __init__(self, arrays: Batch, batch_size: int, seed: int, shuffle: bool = True):
+        self._arrays = jax.tree.map(np.asarray, arrays)
         self._rows = _row_count(self._arrays)
         _check_batch_size(batch_size, self._rows)
         self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._step = 0
         self._epoch, self._order = -1, np.arange(self._rows)
 
-    def next(self) -> dict[str, np.ndarray]:
+    def next(self) -> Batch:
         """The next batch: each array's rows, `[batch_size, ...]`."""
         epoch, batch = divmod(self._step, self._rows // self._batch_size)
         if self._shuffle and epoch != self._epoch:
@@ -77,7 +76,7 @@ class ArraySource:
             self._epoch = epoch
         chosen = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
         self._step += 1
-        return {name: array[chosen] for name, array in self._arrays.items()}
+        return jax.tree.map(lambda array: array[chosen], self._arrays)
 
     def state(self) -> dict[str, Any]:
         """How many batches were given: `{"step": n}`."""
@@ -265,8 +264,9 @@ def _chosen(record: Preference, names: Sequence[str]) -> dict[str, tuple[float, 
     return {name: found[name] for name in names}
 
 
-def _row_count(arrays: Mapping[str, np.ndarray]) -> int:
-    counts = {name: len(array) for name, array in arrays.items()}
+def _row_count(arrays: Batch) -> int:
+    named = jax.tree_util.tree_leaves_with_path(arrays)
+    counts = {jax.tree_util.keystr(path, simple=True): len(array) for path, array in named}
     if len(set(counts.values())) != 1 or not min(counts.values()):
         raise ValueError(f"arrays: expected arrays with equally many rows, found {counts}")
     return next(iter(counts.values()))

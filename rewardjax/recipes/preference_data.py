@@ -1,16 +1,34 @@
 """Demonstrations and labelled comparisons, made on the device from a world and a policy."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from rewardjax.data.sources import Source
 from rewardjax.sampling.best_of_n import best_of_n
 from rewardjax.trajectory import Prompts, Trajectory, respond
 
 # Draws labels, true where the first of two utilities is preferred: (key, a, b) -> Bool[batch].
 Label = Callable[[PRNGKeyArray, Float[Array, "batch"], Float[Array, "batch"]], Array]
+
+
+class PairStudy(NamedTuple):
+    """What reward models that are compared on the same pairs share.
+
+    Attributes:
+      backbone: a language model's parameters, from which they start.
+      source: `(batch_size, columns, seed) -> Source` of training pairs with those further columns.
+      evaluate: `(params, split) -> metrics` of a reward model on "validation" or "test".
+      show: `params -> rows` that a person can read.
+    """
+
+    backbone: Any
+    source: Callable[..., Source]
+    evaluate: Callable[[Any, str], dict[str, float]]
+    show: Callable[[Any], list[dict]]
 
 
 def language_batch(traj: Trajectory) -> dict[str, Array]:

@@ -5,19 +5,21 @@ perhaps with a bias; a reward model learns from the comparisons. Gold utility st
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
+from rewardjax import losses, rewards
 from rewardjax.data.sources import ArraySource
-from rewardjax.losses import bradley_terry
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import language_modelling, reward_modelling
+from rewardjax.recipes.policy_gradient import Learner, PolicyGradient, PolicyGradientConfig, scored
 from rewardjax.recipes.preference_data import comparisons, demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
@@ -64,7 +66,7 @@ class LabConfig:
 
 def pairwise(scores, batch):
     """Bradley-Terry on a row's two scores, the preferred response first."""
-    return bradley_terry(scores[:, 0] - scores[:, 1])
+    return losses.bradley_terry(scores[:, 0] - scores[:, 1])
 
 
 class PreferenceLab:
@@ -92,6 +94,7 @@ class PreferenceLab:
             loss=reward_modelling(self.scorer, pairwise),
         )
         self._compare = jax.jit(self._comparisons)
+        self._sample = jax.jit(self._sampled, static_argnums=3)
 
     def sft(self, run: Run):
         """Parameters of the initial policy."""
@@ -113,9 +116,65 @@ class PreferenceLab:
         utility = world.gold(traj.tokens, traj.mask, traj.info, seen)
         return comparisons(traj, utility, label, label_key)
 
-    def gold(self, traj: Trajectory):
+    def gold(self, traj: Trajectory) -> Float[Array, "batch"]:
         """Gold utility of each row."""
         return self.world.gold(traj.tokens, traj.mask, traj.info)
+
+    def annotate(self, frozen, traj: Trajectory) -> Trajectory:
+        """Writes `proxy` and `reference_logprobs`: `frozen` has `reward_model` and `reference`."""
+        return traj.with_info(
+            proxy=self.scorer.score(frozen["reward_model"], traj.tokens, traj.valid),
+            reference_logprobs=self.policy.score(frozen["reference"], traj).logprobs,
+        )
+
+    def policy_gradient(
+        self,
+        config: PolicyGradientConfig,
+        *,
+        shape: Callable[[Trajectory], Float[Array, "batch"]],
+        kl: float,
+        credit: Callable[..., Array],
+        loss: Callable[..., losses.Loss],
+        group_size: int = 1,
+        learners: Mapping[str, Learner] | None = None,
+        prompts=None,
+        evaluation_prompts: int = 256,
+    ) -> PolicyGradient:
+        """Optimisation of the policy for the proxy; run it with `frozen` as `annotate` reads it.
+
+        Args:
+          config: budget; of its `prompts` samples, `group_size` share a prompt.
+          shape: of an annotated trajectory, the outcome that is rewarded.
+          kl: weight of the per-token KL penalty to the reference.
+          credit: `(rewards, traj) -> advantages`.
+          loss: `(scores, traj, advantages) -> Loss`.
+          group_size: samples a prompt.
+          learners: a critic, running statistics.
+          prompts: `(key, n) -> Prompts`; without it they come from the run's source.
+          evaluation_prompts: at each evaluation.
+        """
+        policy = dataclasses.replace(self.policy, group_size=group_size)
+
+        def reward(traj):
+            parts = {
+                "shaped": rewards.outcome(shape(traj), traj.mask, name="shaped"),
+                "kl": rewards.kl_penalty(traj, coefficient=kl),
+            }
+            return rewards.weighted_sum(parts, {"shaped": 1.0, "kl": 1.0})
+
+        return PolicyGradient(
+            dataclasses.replace(config, prompts=config.prompts // group_size),
+            init=policy.model.boxed_init,
+            rollout=policy.rollout,
+            prompts=prompts,
+            annotate=self.annotate,
+            learners=learners,
+            reward=reward,
+            credit=credit,
+            loss=scored(policy.score, loss),
+            measure=self.measure,
+            evaluate=partial(self.evaluate, prompts=evaluation_prompts),
+        )
 
     def measure(self, traj: Trajectory) -> Metrics:
         """Gold, proxy, attributes and the sampled KL to the reference, of annotated rows."""
@@ -127,36 +186,28 @@ class PreferenceLab:
             "kl": Mean.of(jnp.sum(divergence, axis=1)),
         } | {name: Mean.of(attributes[:, i]) for i, name in enumerate(ATTRIBUTES)}
 
-    def evaluate(self, annotate, params, frozen, key, *, prompts: int) -> dict[str, Array]:
+    def evaluate(self, params, frozen, key, *, prompts: int) -> dict[str, Array]:
         """`measure` on fresh prompts, and the gold win rate against the reference policy.
 
         Args:
-          annotate: writes `proxy` and `reference_logprobs` on a trajectory.
           params: the policy.
-          frozen: `reference` and what `annotate` reads.
+          frozen: as `annotate` reads it.
           key: consumed.
           prompts: how many.
         """
         prompt_key, own_key, other_key = jax.random.split(key, 3)
         asked = self.world.prompts(prompt_key, prompts)
-        own = annotate(frozen, self.policy.rollout(params, asked, own_key))
+        own = self.annotate(frozen, self.policy.rollout(params, asked, own_key))
         other = self.policy.rollout(frozen["reference"], asked, other_key)
         gold, before = self.gold(own), self.gold(other)
         wins = jnp.mean((gold > before) + 0.5 * (gold == before))
         return {name: mean.value for name, mean in self.measure(own).items()} | {"win_rate": wins}
 
-    def samples(self, annotate, count: int = 8):
-        """`(params, frozen, key) -> rows` that a person can read, with proxy and gold."""
+    def samples(self, params, frozen, key, count: int = 8) -> list[dict]:
+        """Rows that a person can read, with proxy and gold."""
+        traj = self._sample(params, frozen, key, count)
+        return transcripts(traj, self.world.decode, columns=("proxy", "gold"), count=count)
 
-        @jax.jit
-        def sampled(params, frozen, key):
-            traj = annotate(
-                frozen, self.policy.rollout(params, self.world.prompts(key, count), key)
-            )
-            return traj.with_info(gold=self.gold(traj))
-
-        def rows(params, frozen, key):
-            traj = sampled(params, frozen, key)
-            return transcripts(traj, self.world.decode, columns=("proxy", "gold"), count=count)
-
-        return rows
+    def _sampled(self, params, frozen, key, count):
+        traj = self.policy.rollout(params, self.world.prompts(key, count), key)
+        return self.annotate(frozen, traj).with_info(gold=self.gold(traj))

@@ -1,11 +1,7 @@
 """Reward models of real text: preference files to a tokenizer, batches, scores, held-out accuracy.
 
-    read_text -> pretraining (a language model of the training texts)
-              -> a loss of `rewardjax.recipes.objectives` on `text_source`
-              -> pair_scorer -> held_out
-
-The vocabulary and the backbone are learned from the training split alone; the test split is only
-scored.
+The vocabulary and the backbone (a language model) are learned from the training split alone; the
+test split is only scored. `text_study` is all of it together.
 """
 
 import dataclasses
@@ -15,7 +11,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from rewardjax.data.batching import bucket_of, drop_long, encode_preference, stack_preferences
+from rewardjax.data.batching import (
+    OnLong,
+    bucket_of,
+    drop_long,
+    encode_preference,
+    stack_preferences,
+)
 from rewardjax.data.formats import open_preferences
 from rewardjax.data.records import Preference
 from rewardjax.data.sources import GrainSource, bucketed_preferences, evaluation_batches
@@ -26,10 +28,14 @@ from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import language_modelling
+from rewardjax.recipes.preference_data import PairStudy
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.training.loop import LoopConfig
+from rewardjax.training.run import Run
 
-ON_LONG = "truncate_left"  # the end of a dialogue says more of its last answer than the beginning
+ON_LONG: OnLong = (
+    "truncate_left"  # the end of a dialogue says more of its last answer than the beginning
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,6 +223,35 @@ def held_out(
         "shorter_baseline": win_rate(*-longer),
         "random_baseline": win_rate(*random),
     }
+
+
+def text_study(spec: str, config: TextConfig):
+    """`run -> PairStudy` of preferences over text, as `read_text` reads them."""
+    program, score = pretraining(config), pair_scorer(config)
+
+    def study(run: Run) -> PairStudy:
+        data = read_text(spec, config, run.warn)
+
+        def source(batch_size, columns, seed):
+            return text_source(data.train, data.tokenizer, config, batch_size, seed, columns)
+
+        def evaluate(params, name):
+            records = getattr(data, name)
+            return held_out(score(params, records, data.tokenizer), records, run.seed)
+
+        def show(params):
+            records = data.test[:8]
+            scores = score(params, records, data.tokenizer)
+            return [
+                {"prompt": r.prompt[-300:], "responses": r.responses, "scores": found.tolist()}
+                for r, found in zip(records, scores)
+            ]
+
+        batches = source(config.pretraining.batch_size, (), run.seed)
+        backbone = program.run(run.stage("pretraining"), source=batches).params
+        return PairStudy(backbone, source, evaluate, show)
+
+    return study
 
 
 def _decided(records: Sequence[Preference]) -> list[Preference]:

@@ -20,6 +20,9 @@ from rewardjax.training.state import Metrics, TrainState
 # step(state, batch, frozen, key) -> (state, metrics)
 Step = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
 
+# Reads the metrics of consecutive steps, `[steps]` each, and returns warnings.
+Watch = Callable[[dict[str, np.ndarray]], list[str]]
+
 
 class NonFinite(ArithmeticError):
     """A loss or a gradient stopped being a number."""
@@ -87,7 +90,7 @@ class Loop:
 
     def __init__(self, config: LoopConfig, step: Step, evaluate=None, mesh=None, watch=None):
         self.config, self.mesh = config, mesh
-        self._watch = watch or (lambda values: [])
+        self._watch: Watch = watch or (lambda values: [])
 
         def chunk(state, batches, frozen, key):
             def body(state, batch):
