@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="rewardjax", description="Run a paper's experiment, list experiments, report runs."
     )
     parser.add_argument("--version", action="version", version=f"rewardjax {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="run | list | report")
+    commands = parser.add_subparsers(required=True, metavar="run | list | report | prepare")
 
     run = commands.add_parser("run", help="run an experiment's arms over seeds, or go on with it")
     run.set_defaults(command=_run)
@@ -55,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         dest="settings",
         metavar="DOTTED.KEY=VALUE",
         help="change a setting of the scale; may be repeated",
+    )
+    run.add_argument(
+        "--on-bad-record",
+        choices=("raise", "skip"),
+        help="stop at a record that cannot be read, or leave it out and count it "
+        "(default: as the data's reader says)",
     )
     run.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
     run.add_argument(
@@ -72,6 +78,12 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
     report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="default: runs")
     report.add_argument("--json", action="store_true", help="print a JSON array of summaries")
+
+    prepare = commands.add_parser("prepare", help="write preferences as a TFDS data set")
+    prepare.set_defaults(command=_prepare)
+    prepare.add_argument("data", metavar="SPEC", help="hh:DIR, alpaca:DIR or jsonl:FILE")
+    prepare.add_argument("name", metavar="NAME@DATA_DIR", help="the data set and TFDS's folder")
+    prepare.add_argument("--on-bad-record", choices=("raise", "skip"), help="as for run")
     return parser
 
 
@@ -83,6 +95,7 @@ def _run(arguments: argparse.Namespace) -> int:
         entry, experiment = catalogue.load(arguments.experiment)
         scale = _known("scale", arguments.scale, experiment.scales)
         config = override(experiment.scales[scale], arguments.settings)
+        config = override(config, _on_bad_record(config, arguments.on_bad_record))
         arms = _arms(arguments.arms, experiment, config)
     except (catalogue.CatalogueError, OverrideError, UsageError) as error:
         return _fail(error, 2)
@@ -182,6 +195,27 @@ def _report(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _prepare(arguments: argparse.Namespace) -> int:
+    from rewardjax.data.formats import open_preferences
+    from rewardjax.data.tfds import prepare_preferences
+
+    name, at, data_dir = arguments.name.partition("@")
+    if not (name and at and data_dir):
+        return _fail(f"expected NAME@DATA_DIR, found {arguments.name!r}", 2)
+    try:
+        splits = {}
+        for split in ("train", "test"):
+            loaded = open_preferences(arguments.data, split, arguments.on_bad_record)
+            splits[split] = loaded.records
+            skipped = "".join(f"; left out {n}: {why}" for why, n in loaded.skipped.items())
+            print(f"{split}: {len(loaded.records)} records{skipped}")
+        prepare_preferences(splits, name, data_dir)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        return _fail(error, 2)
+    print(f"use it as data=tfds:{arguments.name}")
+    return 0
+
+
 def _run_folders(folders: Iterable[Path]) -> list[Path]:
     """The run folders at or under the given ones: those that hold a config.json or a summary."""
     found: dict[Path, None] = {}
@@ -199,6 +233,18 @@ def _run_folders(folders: Iterable[Path]) -> list[Path]:
             raise UsageError(f"{folder}: no run in it: expected <slug>/<scale>/summary.json")
         found.update(dict.fromkeys(marks))
     return list(found)
+
+
+def _on_bad_record(config: Any, choice: str | None) -> list[str]:
+    """The setting, wherever the configuration has it."""
+    from rewardjax.overrides import dotted_names
+
+    if choice is None:
+        return []
+    found = [name for name in dotted_names(config) if name.split(".")[-1] == "on_bad_record"]
+    if not found:
+        raise UsageError("--on-bad-record: this experiment reads no records")
+    return [f"{name}={choice}" for name in found]
 
 
 def _arms(names: str | None, experiment: "Experiment", config: Any) -> list[str]:

@@ -46,6 +46,16 @@ def near_names(name: str, known: Iterable[str]) -> str:
     return f"expected one of {', '.join(known)}" if known else "there are none"
 
 
+def dotted_names(config: Any) -> list[str]:
+    """The dotted names of all settings in a configuration."""
+    names = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        inside = dotted_names(value) if _is_config(value) else []
+        names += [f"{field.name}.{name}" for name in inside] or [field.name]
+    return names
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as nested dictionaries of what JSON has: paths, types and functions by name."""
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
@@ -71,14 +81,14 @@ def _assign(config: Any, path: Sequence[str], text: str, root: Any, group: str =
     name, *rest = path
     where = group + ".".join(path)
     if name not in {field.name for field in dataclasses.fields(config)}:
-        raise OverrideError(f"{where}: no such setting; {near_names(where, _names(root))}")
+        raise OverrideError(f"{where}: no such setting; {near_names(where, dotted_names(root))}")
     value = getattr(config, name)
     if rest:
         if not _is_config(value):
             raise OverrideError(f"{where}: no such setting; {group}{name} is a value, not a group")
         new = _assign(value, rest, text, root, f"{group}{name}.")
     elif _is_config(value):
-        inside = ", ".join(f"{where}.{child}" for child in _names(value))
+        inside = ", ".join(f"{where}.{child}" for child in dotted_names(value))
         raise OverrideError(f"{where}: a group of settings cannot be set whole; set {inside}")
     else:
         new = _read(typing.get_type_hints(type(config))[name], text, where)
@@ -160,16 +170,6 @@ def _describe(hint: Any) -> str:
 
 def _is_config(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
-
-
-def _names(config: Any) -> list[str]:
-    """The dotted names of all settings in a configuration."""
-    names = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        inside = _names(value) if _is_config(value) else []
-        names += [f"{field.name}.{name}" for name in inside] or [field.name]
-    return names
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:

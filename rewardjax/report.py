@@ -280,9 +280,9 @@ def _tables(summary: Summary) -> list[tuple[str, list[list[str]]]]:
     tables.append((f"Measured: mean [95%] over {count} seed{'s' * (count != 1)}", rows))
     rows = [["arm", "metric", "ours [95%]", "the paper's"]]
     for arm, reported in summary.get("reported", {}).items():
-        for metric, number in reported.items():
+        for metric, value in reported.items():
             ours = cell_text(arms.get(arm, {}).get(metric))
-            rows.append([arm, metric, ours, _number(number)])
+            rows.append([arm, metric, ours, number(value)])
     if len(rows) > 1:
         tables.append((f"Ours at scale {summary['scale']}, beside the paper's numbers", rows))
     return tables
@@ -291,9 +291,9 @@ def _tables(summary: Summary) -> list[tuple[str, list[list[str]]]]:
 def claim_text(claim: Mapping[str, Any]) -> str:
     """`metric: arm < baseline (margin m)`."""
     baseline, margin = claim["baseline"], claim.get("margin", 0)
-    against = baseline if isinstance(baseline, str) else _number(baseline)
+    against = baseline if isinstance(baseline, str) else number(baseline)
     text = f"{claim['metric']}: {claim['arm']} {claim['relation']} {against}"
-    return f"{text} (margin {_number(margin)})" if margin else text
+    return f"{text} (margin {number(margin)})" if margin else text
 
 
 def _claim_row(claim: Mapping[str, Any]) -> list[str]:
@@ -312,15 +312,15 @@ def cell_text(cell: Mapping[str, Any] | None) -> str:
         return "-"
     if cell["mean"] is None:
         return "not finite" if cell.get("values") else "-"
-    return f"{_number(cell['mean'])} [{_number(cell['low'])}, {_number(cell['high'])}]"
+    return f"{number(cell['mean'])} [{number(cell['low'])}, {number(cell['high'])}]"
 
 
-def _number(number: float | int) -> str:
+def number(value: float | int) -> str:
     """Three decimals where they say enough; exponents for the very small, none for the large."""
-    size = abs(number)
+    size = abs(value)
     if size and size < 1e-3:
-        return f"{number:.2e}"
-    return f"{number:.3f}" if size < 100 else f"{number:,.1f}"
+        return f"{value:.2e}"
+    return f"{value:.3f}" if size < 100 else f"{value:,.1f}"
 
 
 def facts(summary: Summary) -> str:

@@ -29,6 +29,8 @@ from rewardjax.training.run import Observer, Run, write_atomic
 from rewardjax.verdicts import SEEDS_TO_RECORD
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+# A compiled CPU program takes hundreds of memory maps; Linux gives a process 65,530 in all.
+MOST_MAPS = 30_000
 STORAGE_ERRORS = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EEXIST),
@@ -182,6 +184,14 @@ def _run_seeds(
             if arm not in built:
                 built[arm] = experiment.arms[arm].build(config)
             _run_seed(built[arm], arm, seed, shared, folder, observer)
+            _make_room()
+
+
+def _make_room() -> None:
+    """Drop compiled programs when they are many: those needed again come from the cache on disk."""
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 def _prepare(prepare: Any, seed: int, folder: Path, observer: Observer) -> Any:

@@ -7,11 +7,11 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rewardjax.report import SYMBOLS, Summary, cell_text, claim_text, facts
+from rewardjax.report import SYMBOLS, Summary, cell_text, claim_text, facts, number
 
 COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow"}
-# Columns of numbers side by side, so that an arm's name and their intervals fit in 80 columns.
-COLUMNS = 3
+# Columns of numbers side by side, so that an arm's name and their spreads fit in 80 columns.
+COLUMNS = 4
 
 
 def tables(summary: Summary) -> Group:
@@ -31,7 +31,8 @@ def tables(summary: Summary) -> Group:
     if missing:
         parts.append(Text(f"{missing} more claims are about arms that were not run", style="dim"))
     count = len(summary["seeds"])
-    title = f"Measured: mean [95%] over {count} seed{'s' * (count != 1)}"
+    title = f"Measured: mean ± half the 95% interval over {count} seeds"
+    title = "Measured from one seed" if count == 1 else title
     for block in _measured(ran):
         parts += [Text(), _table(title, block)]
         title = "(continued)"
@@ -57,8 +58,14 @@ def _measured(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[list[list[str]]
         rows = [["arm" if names is not metrics else "", *block]]
         for name in names:
             pairs = [(name, other) if names is not metrics else (other, name) for other in block]
-            rows.append([name, *(cell_text(arms[arm].get(metric)) for arm, metric in pairs)])
+            rows.append([name, *(_short(arms[arm].get(metric)) for arm, metric in pairs)])
         yield rows
+
+
+def _short(cell: Mapping[str, Any] | None) -> str:
+    if cell is None or cell["mean"] is None or len(cell["values"]) == 1:
+        return cell_text(cell).partition(" [")[0]
+    return f"{number(cell['mean'])} ±{number((cell['high'] - cell['low']) / 2)}"
 
 
 def _table(title: str, rows: Sequence[Sequence[str]]) -> Table:

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from rewardjax import progress
 from rewardjax.cli import main
+from rewardjax.data.formats import open_preferences
 
 TOY = '''
 """A toy."""
@@ -45,6 +46,8 @@ def arm(name, gain):
                 file.write(f"{name} {run.seed}\\n")
             if name == "better" and BROKEN.exists():
                 raise KeyboardInterrupt
+            if config.steps > 5:
+                raise ValueError(f"steps: expected at most 5, found {config.steps}")
             for step in range(config.steps):
                 run.log(step, {"loss": 1.0 / (step + 1)})
                 run.progress(step + 1, config.steps, {"loss": 1.0 / (step + 1)})
@@ -140,6 +143,7 @@ def test_arms_seeds_scale_and_settings(place, capsys):
         (["run", "toy", "--scale", "mimi"], "no scale 'mimi'; did you mean mini?"),
         (["run", "toy", "--set", "step=1"], "step: no such setting; did you mean steps?"),
         (["run", "toy", "--set", "steps=x"], "steps: expected int, found 'x'"),
+        (["run", "toy", "--on-bad-record", "skip"], "this experiment reads no records"),
         (["run", "toy", "--seeds", "0"], "expected a number from 1, found '0'"),
         (["list", "--family", "preference"], "no family 'preference'; did you mean preferences?"),
         (["report", "nowhere"], "nowhere: no such folder of runs"),
@@ -162,10 +166,39 @@ def test_other_settings_in_the_same_folder_are_refused(place, capsys):
     assert "optimizer.learning_rate: 0.5 there, 1.0 here" in capsys.readouterr().err
 
 
+def test_what_an_experiment_refuses_is_a_message_with_the_trace_in_a_file(place, capsys):
+    assert main(["run", "toy", "--quiet", "--set", "steps=6"]) == 1
+    error = capsys.readouterr().err
+    assert "steps: expected at most 5, found 6" in error
+    assert "in arm 'plain', seed 0" in error
+    assert "Traceback" not in error
+    trace = place / "runs" / "toy" / "mini" / "error.txt"
+    assert f"traceback: {trace.relative_to(place)}" in error
+    assert "raise ValueError(f" in trace.read_text()
+
+
 def test_a_workdir_that_cannot_be_written_exits_1(place, capsys):
     (place / "blocked").write_text("")
     assert main(["run", "toy", "--quiet", "--workdir", "blocked"]) == 1
     assert "cannot write blocked" in capsys.readouterr().err
+
+
+def test_prepare_writes_what_tfds_reads(place, capsys):
+    for split, rows in {"train": 3, "test": 2}.items():
+        row = json.dumps({"prompt": "Which?", "responses": ["this", "that"]}) + "\n"
+        (place / f"{split}.jsonl").write_text(row * rows + "{}\n" * (split == "train"))
+    command = ["prepare", "jsonl:{split}.jsonl", "pairs@tfds"]
+    assert main(command) == 2
+    assert "train.jsonl:4: prompt: expected" in capsys.readouterr().err
+    assert main([*command, "--on-bad-record", "skip"]) == 0
+    out = capsys.readouterr().out
+    assert "train: 3 records; left out 1: prompt: expected" in out
+    assert "data=tfds:pairs@tfds" in out
+    assert len(open_preferences("tfds:pairs@tfds", "train").records) == 3
+    assert main([*command, "--on-bad-record", "skip"]) == 2
+    assert "expected no data set there yet" in capsys.readouterr().err
+    assert main(["prepare", "hh:nowhere", "pairs"]) == 2
+    assert "expected NAME@DATA_DIR, found 'pairs'" in capsys.readouterr().err
 
 
 def test_list_describes_every_experiment(place, capsys):

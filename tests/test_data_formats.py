@@ -112,8 +112,8 @@ def test_hh_folder_without_its_file(tmp_path):
 def test_real_hh(real_data):
     spec = f"hh:{real_data / 'hh_harmless'}"
     with pytest.raises(BadRecord, match=r"train\.jsonl\.gz:398: chosen: expected a response"):
-        open_preferences(spec, "train")
-    train = open_preferences(spec, "train", on_bad="skip")
+        open_preferences(spec, "train", on_bad="raise")
+    train = open_preferences(spec, "train")
     # 3 empty chosen responses and 3 pairs of different prompts among 1,500 rows; 1 of these in 300.
     assert len(train.records) == 1494
     assert sorted(train.skipped.values()) == [3, 3]

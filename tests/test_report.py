@@ -181,7 +181,8 @@ def test_the_console_shows_the_verdicts_in_colour():
     console.print(terminal.tables(summary()))
     text = console.export_text(clear=False)
     assert "✔ holds" in text
-    assert "0.600 [0.520, 0.680]" in text  # nothing cut off at 80 columns
+    assert "0.100 [0.040, 0.160]" in text  # nothing is cut off at 80 columns
+    assert "1,200.0 ±6.000" in text
     assert "1 more claims are about arms that were not run" in text
     assert "late" not in text
     coloured = console.export_text(styles=True)

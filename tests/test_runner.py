@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from rewardjax import runner
 from rewardjax.catalogue import Entry
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.runner import ConfigMismatch, RunFolderError, StorageError, environment, run
@@ -101,6 +102,25 @@ def test_seeds_are_the_outer_loop_and_an_arm_is_built_once(entry, tmp_path):
         "score": 102.0,
         "constant": 3.0,
     }
+
+
+@pytest.mark.parametrize(("most", "compilations"), [(10**9, 1), (0, 3)])
+def test_many_compiled_programs_are_dropped(entry, tmp_path, monkeypatch, most, compilations):
+    monkeypatch.setattr(runner, "MOST_MAPS", most)
+    traced = []
+
+    def build(config):
+        @jax.jit
+        def double(x):
+            traced.append(x)
+            return 2 * x
+
+        return lambda run, shared: {"score": double(float(run.seed))}
+
+    toy = dataclasses.replace(experiment([]), arms={"plain": Arm(build)}, claims=[], prepare=None)
+    summary, _ = start(entry, tmp_path, toy, arms=("plain",), seeds=3)
+    assert summary["arms"]["plain"]["score"]["values"] == [0.0, 2.0, 4.0]
+    assert len(traced) == compilations
 
 
 def test_what_is_finished_is_skipped_and_later_arms_join(entry, tmp_path):

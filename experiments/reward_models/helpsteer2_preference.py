@@ -54,7 +54,8 @@ class Config:
       lab: the world, the policy and its SFT; the reward model's size.
       pairs: how writers' responses are rated and chosen between.
       text: how text becomes batches, where the data are text.
-      fit: of a reward model, at each of its stages.
+      fit: of a reward model on choices.
+      rating_fit: of a reward model on ratings: further to go from a score of 0, and slower to overfit.
       expo: the largest extrapolation tried, and the number of steps up to it.
     """
 
@@ -66,6 +67,11 @@ class Config:
         64,
         optimizer=OptimizerConfig(learning_rate=1e-3),
         loop=LoopConfig(steps=64, steps_per_call=16),
+    )
+    rating_fit: SupervisedConfig = SupervisedConfig(
+        64,
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+        loop=LoopConfig(steps=160, steps_per_call=16),
     )
     expo: tuple[float, int] = (1.5, 15)
     rl: PolicyGradientConfig = PolicyGradientConfig(
@@ -138,7 +144,7 @@ def inapplicable(config) -> dict[str, str]:
     """Why arms cannot be run on the configuration's data."""
     if config.data == "world":
         return {}
-    records = open_preferences(config.data, "train", on_bad="skip").records
+    records = open_preferences(config.data, "train", config.text.on_bad_record).records
     found = (records[0].attributes or {}) if records else {}
     reasons = {arm: "gold helpfulness, which only data=world has" for arm in ALIGNED}
     for arm, stages in STAGES.items():
@@ -168,16 +174,17 @@ def reward_model(config, arm):
     require(config, arm)
     world = config.data == "world"
     scorer = PreferenceLab(config.lab).scorer if world else text_scorer(config.text)
-    budget = config.fit if world else ragged(config.text.fit)
-    programs = {
-        loss: Supervised(budget, init=scorer.boxed_init, loss=reward_modelling(scorer, loss))
-        for loss in STAGES[arm]
-    }
+    programs = {}
+    for loss in STAGES[arm]:
+        budget = config.rating_fit if loss is regression else config.fit
+        budget = budget if world else ragged(config.text.fit)
+        objective = reward_modelling(scorer, loss)
+        programs[loss] = Supervised(budget, init=scorer.boxed_init, loss=objective)
 
     def fit(run, shared):
         params = start = scorer.init(run.key, shared.backbone)
         for loss, program in programs.items():
-            source = shared.source(budget.batch_size, COLUMNS[loss], run.seed)
+            source = shared.source(program.config.batch_size, COLUMNS[loss], run.seed)
             stage = run.stage(loss.__name__)
             start, params = params, program.run(stage, params=params, source=source).params
         if arm != "reg_scaled_expo":
@@ -226,7 +233,9 @@ def align(config, *, arm):
         stage.samples(0, lab.samples(params, frozen, stage.key))
         names = ("gold", "proxy", "gaudy", "kl", "win_rate")
         last = {name: float(stage.history(f"eval/{name}")[-1]) for name in names}
-        return {"helpfulness": float(helpfulness(config.pairs, jnp.float32(last.pop("gold"))))} | last
+        return {
+            "helpfulness": float(helpfulness(config.pairs, jnp.float32(last.pop("gold"))))
+        } | last
 
     return run_seed
 
@@ -291,6 +300,9 @@ PAPER = Config(
     lab=LabConfig(model=LLAMA3_70B),
     text=TextConfig(vocab=LLAMA3_70B.vocab, buckets=(4096,), model=LLAMA3_70B, fit=PUBLISHED),
     fit=PUBLISHED,
+    rating_fit=dataclasses.replace(
+        PUBLISHED, optimizer=OptimizerConfig(learning_rate=2e-6), loop=LoopConfig(320)
+    ),
     pairs=RatedPairsConfig(train=10_000),
     rl=PolicyGradientConfig(
         prompts=256,

@@ -16,10 +16,11 @@ from rewardjax.data.jsonl import (
     load,
     lookup,
 )
-from rewardjax.data.records import BadRecord, Preference, Prompt, Solution, shown
+from rewardjax.data.records import BadRecord, Demonstration, Preference, Prompt, Solution, shown
 
 HH_TURN = "\n\nAssistant:"
 GSM8K_MARK = "#### "
+GSM8K_SOLUTION_MARK = "A: "  # before the answer in the models' solutions
 GSM8K_MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 TEST_SHARE = 5  # one instruction in five is held out where a data set has no split of its own
 
@@ -72,6 +73,17 @@ def gsm8k(row: Row) -> Prompt:
     return Prompt(_text(row, "question"), number)
 
 
+def gsm8k_demonstration(row: Row) -> Demonstration:
+    """GSM8K as demonstrations in the form of the models' solutions: the last line is "A: 1,234".
+
+    Raises:
+      BadRecord: as for `gsm8k`.
+    """
+    question = gsm8k(row).prompt
+    steps, _, final = row["answer"].rpartition(GSM8K_MARK)
+    return Demonstration(question, steps + GSM8K_SOLUTION_MARK + final.strip())
+
+
 def gsm8k_solutions(row: Row) -> list[Solution]:
     """GSM8K's model solutions: one question with the judged solution of each of four models.
 
@@ -117,7 +129,7 @@ def preference(row: Row) -> Preference:
     return Preference(**{**row, **required})
 
 
-def open_preferences(spec: str, split: str, on_bad: OnBad = "raise") -> Loaded[Preference]:
+def open_preferences(spec: str, split: str, on_bad: OnBad | None = None) -> Loaded[Preference]:
     """Opens preference data by a short name.
 
     Args:
@@ -129,14 +141,17 @@ def open_preferences(spec: str, split: str, on_bad: OnBad = "raise") -> Loaded[P
           it is all "train";
         `tfds:NAME@DATA_DIR`: a data set that TFDS prepared as ArrayRecord.
       split: "train" or "test" ("tfds:" and "{split}" take any that is there).
-      on_bad: as for `load`.
+      on_bad: as for `load`; None skips the bad rows of hh, which was published with a few (empty
+        responses, dialogues that part before their last turn), and raises for all others.
 
     Raises:
       ValueError: an unknown scheme or split.
-      BadRecord: a bad row, with `on_bad="raise"`.
+      BadRecord: a bad row that is not skipped.
       FileNotFoundError: there is no such file.
     """
     scheme, _, place = spec.partition(":")
+    if on_bad is None:
+        on_bad = "skip" if scheme == "hh" else "raise"
     if scheme == "hh" and place:
         return load(_hh_file(Path(place), split), hh_preference, on_bad)
     if scheme == "alpaca" and place:
