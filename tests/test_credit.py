@@ -136,6 +136,7 @@ CREDITS = {
     "no_epsilon": jax.jit(partial(credit.group_relative, group_size=3, epsilon=0.0)),
     "dr_grpo": jax.jit(partial(credit.group_relative, group_size=3, normalise=False)),
     "leave_one_out": jax.jit(partial(credit.leave_one_out, group_size=3)),
+    "log_mean": jax.jit(partial(credit.leave_one_out_log_mean, group_size=3)),
     "plus_plus_baseline": jax.jit(partial(credit.reinforce_plus_plus_baseline, group_size=3)),
 }
 
@@ -179,6 +180,25 @@ def test_leave_one_out_by_hand():
     traj = trajectory(np.ones((3, 2), bool))
     advantages = credit.leave_one_out(outcomes([1.0, 2.0, 6.0]), traj, group_size=3)
     np.testing.assert_allclose(advantages[:, 0], [1 - 4, 2 - 3.5, 6 - 1.5], rtol=1e-6)
+
+
+def test_leave_one_out_log_mean_by_hand():
+    likelihoods = np.array([0.1, 0.2, 0.6, 1e-30])
+    traj = trajectory([[1, 1], [0, 1], [1, 1], [1, 1]])
+    advantages = credit.leave_one_out_log_mean(outcomes(np.log(likelihoods)), traj, group_size=4)
+    others = [np.delete(likelihoods, i).mean() for i in range(4)]
+    expected = 4 * (np.log(likelihoods.mean()) - np.log(others))
+    np.testing.assert_allclose(advantages[:, 1], expected, rtol=1e-5)
+    np.testing.assert_array_equal(advantages[:, 0], advantages[:, 1].at[1].set(0.0))
+
+
+def test_leave_one_out_log_mean_far_below_the_smallest_float():
+    """Of e^-1000 and two of e^-1100 only the first counts: log 1/3 - log e^-100, log 1/3 - log 1/2."""
+    traj = trajectory([[1, 1], [1, 1], [1, 1], [0, 0]])  # the fourth row counts nowhere
+    rewards = outcomes([-1000.0, -1100.0, -1100.0, 0.0])
+    advantages = credit.leave_one_out_log_mean(rewards, traj, group_size=4)
+    expected = [3 * (100 - np.log(3)), 3 * np.log(2 / 3), 3 * np.log(2 / 3), 0.0]
+    np.testing.assert_allclose(advantages[:, 0], expected, rtol=1e-4)
 
 
 def test_groups_must_fill_the_batch():

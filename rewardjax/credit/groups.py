@@ -5,6 +5,7 @@ row's advantage. Groups are adjacent rows. A row with nothing acted counts in no
 0; so does every row of a group whose outcomes are all equal, exactly.
 """
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -59,6 +60,29 @@ def leave_one_out(
     # o_i - (sum - o_i) / (n - 1) = (o_i - mean) n / (n - 1)
     advantages = centred * count / jnp.maximum(count - 1, 1)
     return _to_steps(jnp.where(_differ(outcomes, counted), advantages, 0.0), traj)
+
+
+def leave_one_out_log_mean(
+    rewards: Float[Array, "batch time"], traj: Trajectory, *, group_size: int
+) -> Float[Array, "batch time"]:
+    """Credit for a group's reward log mean exp(outcome), less the same of its others (JEPO).
+
+    The outcomes are log-probabilities: the group earns the log of their mean probability
+    (arXiv:2503.19618). For n rows A_i = n (log mean exp over all - log mean exp over the others):
+    the reward is the group's, and every row has a score-function term with it, so that a loss that
+    is a mean over rows needs the factor n. 0 off the mask, and for a row that is alone in its group.
+
+    Raises:
+      ValueError: the batch is not a whole number of groups.
+    """
+    outcomes, counted = _outcomes(rewards, traj, group_size)
+    count = jnp.sum(counted, axis=1, keepdims=True)
+    others = counted[:, None, :] & ~jnp.eye(group_size, dtype=bool)
+    without = jax.nn.logsumexp(outcomes[:, None, :], axis=2, where=others)
+    whole = jax.nn.logsumexp(outcomes, axis=1, where=counted, keepdims=True)
+    # log mean exp = log sum exp - log count, for all n and for the n - 1 others.
+    difference = whole - without + jnp.log(jnp.maximum(count - 1, 1) / jnp.maximum(count, 1))
+    return _to_steps(jnp.where(_differ(outcomes, counted), count * difference, 0.0), traj)
 
 
 def _outcomes(

@@ -18,6 +18,7 @@ from rewardjax.losses.policy import entropy_bonus as entropy_bonus
 from rewardjax.losses.policy import kl_to_reference as kl_to_reference
 from rewardjax.losses.policy import policy_loss as policy_loss
 from rewardjax.losses.policy import reinforce_loss as reinforce_loss
+from rewardjax.losses.policy import reward_gradient as reward_gradient
 from rewardjax.losses.policy import sequence_ratio as sequence_ratio
 from rewardjax.losses.policy import token_ratio as token_ratio
 from rewardjax.losses.policy import total as total

@@ -148,6 +148,27 @@ def entropy_bonus(coefficient: Scalar, *, aggregate: Aggregate = per_token) -> R
     return regulariser
 
 
+def reward_gradient(
+    reward: Callable[[Scores, Trajectory], Float[Array, "batch"]], coefficient: Scalar = 1.0
+) -> Regulariser:
+    """What a reward that depends on the policy adds to the score-function term, as `reward_gradient`.
+
+        grad E[R] = E[R grad log pi + grad R]
+
+    This is the second term, with all rows of the batch weighing the same; the first is that of
+    `reinforce_loss` with rows' tokens summed, `by_constant(1.0)`.
+
+    Args:
+      reward: `(scores, traj) -> R`, differentiable in the scores.
+      coefficient: 1 is the exact gradient, 0 leaves the score-function term alone.
+    """
+
+    def regulariser(scores: Scores, traj: Trajectory) -> tuple[str, Mean]:
+        return "reward_gradient", Mean.of(-reward(scores, traj)).scale(coefficient)
+
+    return regulariser
+
+
 def policy_loss(
     *,
     surrogate: Surrogate,

@@ -33,7 +33,8 @@ def mean_probability(
     logprobs: Float[Array, "batch time"], mask: Bool[Array, "batch time"]
 ) -> Float[Array, "batch"]:
     """The mean probability of the answer's tokens (RLPR, arXiv:2506.18254): 0 to 1."""
-    return masked_mean(jnp.exp(jnp.where(mask, logprobs, 0.0)), mask, axis=1)
+    answer = jnp.where(mask, logprobs, 0.0).astype(jnp.float32)
+    return masked_mean(jnp.exp(answer), mask, axis=1)
 
 
 def mean_logprob(
