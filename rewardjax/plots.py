@@ -129,14 +129,16 @@ def gold_against_proxy(folder: Path, arms: Sequence[str] | None = None) -> bytes
     """A PNG of gold (solid) and proxy reward (dashed) over the distance from the first policy.
 
     The distance is `sqrt(KL)`, binned as in `gold_proxy_curve`, where every arm of the stage logs
-    "kl" (nats); the step otherwise. None if no arm logs both "gold" and "proxy" in one stage.
+    "kl" (nats); the step otherwise. Evaluations ("eval/gold", ...) are drawn where there are any.
+    None if no arm logs both "gold" and "proxy" in one stage.
 
     Raises:
       FileNotFoundError: no such folder.
       ValueError: a broken line.
     """
     history = read_history(folder, arms)
-    gold, proxy, kl = (_panels(history, name) for name in ("gold", "proxy", "kl"))
+    kind = "eval/" if "eval/gold" in logged_metrics(history) else ""
+    gold, proxy, kl = (_panels(history, kind + name) for name in ("gold", "proxy", "kl"))
     panels: dict[str, dict[str, Band]] = {}
     over: dict[str, str] = {}
     for stage, measured in gold.items():

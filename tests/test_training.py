@@ -324,6 +324,15 @@ def test_an_empty_mask_is_warned_about(tmp_path):
     assert any("is every mask empty?" in w for w in observer.warnings)
 
 
+def test_a_metric_that_would_hide_another_is_refused():
+    program = policy_program()
+    program.measure = lambda traj: {"entropy": Mean.of(traj.logprobs)}
+    with pytest.raises(ValueError, match="expected different names, found entropy twice"):
+        jax.eval_shape(
+            lambda: program.step(program.start(jax.random.key(0)), None, None, jax.random.key(1))
+        )
+
+
 def test_minibatches_must_divide():
     program = policy_program()
     program.config = dataclasses.replace(program.config, minibatches=5)

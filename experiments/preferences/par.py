@@ -169,6 +169,13 @@ PAPER = Config(
 PAPERS = "abstract"
 OTHERS = ("centred", "meanstd", "minmax", "clip", "lsc", "ceiling", "sigmoid_uncentred", "kl_0.1")
 
+ONE = "one sampled reference is noisy in so small a world: with ten, par_m10 does as well"
+NOTES = {
+    "ceiling": ONE,
+    "sigmoid_uncentred": ONE,
+    "kl_0.1": "a KL penalty this strong keeps the policy where the proxy can be trusted",
+}
+
 EXPERIMENT = Experiment(
     paper=Paper(
         title="Reward Shaping to Mitigate Reward Hacking in RLHF",
@@ -193,8 +200,10 @@ EXPERIMENT = Experiment(
         Claim("proxy_after_peak", "vanilla", ">", 0.0, source=PAPERS),
         Claim("gold", "par", ">", "vanilla", source=PAPERS),
         Claim("gold_drop", "par", "<", "vanilla", source=PAPERS),
-        *(Claim("gold", "par", ">=", other, margin=0.02, source=PAPERS) for other in OTHERS),
-        Claim("gold", "par", "~", "par_m10", margin=0.05, source="one reference suffices"),
+        *(Claim("gold", "par", ">=", x, 0.02, PAPERS, NOTES.get(x, "")) for x in OTHERS),
+        Claim(
+            "gold", "par", "~", "par_m10", margin=0.05, source="one reference suffices", note=ONE
+        ),
         Claim("mean_gold", "par", ">", "sgfc", source="fast growth near 0"),
         Claim("gold", "grpo_centred", "~", "grpo_vanilla", margin=0.05, source="affine invariance"),
         Claim("gold", "grpo_par", ">", "grpo_vanilla", source=PAPERS),

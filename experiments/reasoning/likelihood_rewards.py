@@ -57,12 +57,12 @@ class Config:
     world: Arithmetic = WORLD
     model: TransformerConfig = TransformerConfig(vocab=WORLD.vocab_size, mlp_width=128)
     sft: SupervisedConfig = SupervisedConfig(
-        128,
+        64,
         optimizer=OptimizerConfig(learning_rate=3e-3),
         loop=LoopConfig(steps=500, steps_per_call=50),
     )
     rl: PolicyGradientConfig = PolicyGradientConfig(
-        prompts=32,
+        prompts=16,
         optimizer=OptimizerConfig(learning_rate=1e-3),
         loop=LoopConfig(steps=200, steps_per_call=25, evaluate_every=50),
     )
@@ -71,8 +71,8 @@ class Config:
     error_rate: float = 0.1  # of each step of a demonstration
     thought: int = 12  # longest scratchpad in tokens, "#" included
     derivation: int = 30  # tokens of a* in setting L
-    evaluation_prompts: int = 512
-    sampled_prompts: int = 64  # of these, prompts that get many thoughts
+    evaluation_prompts: int = 256
+    sampled_prompts: int = 32  # of these, prompts that get many thoughts
     thoughts: int = 32
 
 

@@ -129,7 +129,7 @@ class PolicyGradient:
         act_key, learn_key = jax.random.split(key)
         state, traj, metrics = self.act(state, batch, frozen, act_key)
         state, more = self.learn(state, traj, self.reward(traj), learn_key)
-        return state, metrics | more
+        return state, joined(metrics, more)
 
     def act(self, state, batch, frozen, key) -> tuple[TrainState, Trajectory, Metrics]:
         """Sample a batch and write on it all that rewards and credit will read."""
@@ -158,7 +158,7 @@ class PolicyGradient:
             states[name], found = learner.update(states[name], traj, reward.steps, own_key)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         state, more = self._update_policy(state, traj, advantages, key)
-        return state.replace(learners=states), metrics | more
+        return state.replace(learners=states), joined(metrics, more)
 
     def _update_policy(self, state, traj, advantages, key):
         c = self.config
@@ -204,6 +204,17 @@ def scored(score, loss) -> Callable[[Any, Trajectory, Any], Loss]:
     return composed
 
 
+def joined(metrics: Metrics, more: Metrics) -> Metrics:
+    """Both.
+
+    Raises:
+      ValueError: they share a name, so that one would hide the other.
+    """
+    if shared := sorted(metrics.keys() & more.keys()):
+        raise ValueError(f"metrics: expected different names, found {', '.join(shared)} twice")
+    return metrics | more
+
+
 def rollout_metrics(traj: Trajectory, reward: Reward, advantages) -> Metrics:
     """What every policy-gradient run logs of a batch."""
     acted = jnp.any(traj.mask, axis=1)
@@ -215,7 +226,8 @@ def rollout_metrics(traj: Trajectory, reward: Reward, advantages) -> Metrics:
         "advantage_std": Mean.of(masked_std(advantages, traj.mask)),
         "advantage_mean": Mean.of(masked_mean(advantages, traj.mask)),
     }
-    return metrics | {name: Mean.of(x, reward.applicable) for name, x in reward.parts.items()}
+    parts = {f"reward/{name}": Mean.of(x, reward.applicable) for name, x in reward.parts.items()}
+    return metrics | parts
 
 
 def watch(values: Mapping[str, np.ndarray]) -> list[str]:
