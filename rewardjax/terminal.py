@@ -48,7 +48,10 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _measured(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[list[list[str]]]:
-    """Metrics downwards and arms across where the arms are few, else the other way round."""
+    """Metrics downwards and arms across where the arms are few, else the other way round.
+
+    Rows in which nothing was measured are left out.
+    """
     metrics = list(dict.fromkeys(metric for measured in arms.values() for metric in measured))
     names, across = list(arms), metrics
     if len(arms) <= COLUMNS:
@@ -58,7 +61,9 @@ def _measured(arms: Mapping[str, Mapping[str, Any]]) -> Iterator[list[list[str]]
         rows = [["arm" if names is not metrics else "", *block]]
         for name in names:
             pairs = [(name, other) if names is not metrics else (other, name) for other in block]
-            rows.append([name, *(_short(arms[arm].get(metric)) for arm, metric in pairs)])
+            cells = [arms[arm].get(metric) for arm, metric in pairs]
+            if any(cells):
+                rows.append([name, *map(_short, cells)])
         yield rows
 
 
