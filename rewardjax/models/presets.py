@@ -60,3 +60,17 @@ QWEN25_3B = dataclasses.replace(
     qkv_bias=True,
     rope_base=1_000_000.0,
 )
+
+QWEN3_1_7B = dataclasses.replace(
+    _LARGE,
+    vocab=151_936,
+    layers=28,
+    width=2048,
+    heads=16,
+    kv_heads=8,
+    head_dim=128,
+    mlp_width=6144,
+    context=40_960,
+    qk_norm=True,
+    rope_base=1_000_000.0,
+)
