@@ -80,14 +80,14 @@ class Config:
         loop=LoopConfig(steps=200, steps_per_call=20, evaluate_every=20),
     )
     group_size: int = 4  # of RLOO, which takes rl.prompts / group_size prompts
-    kl: float = 0.01
+    kl: float = 0.1  # best for RLOO and PPO of 0.01, 0.1; DPO's beta of 0.03, 0.1, 0.3; other seeds
     critic: OptimizerConfig = OptimizerConfig(learning_rate=1e-3)
     dpo: SupervisedConfig = SupervisedConfig(
         32,
         optimizer=OptimizerConfig(learning_rate=2e-4),
         loop=LoopConfig(steps=200, evaluate_every=20),
     )
-    dpo_beta: float = 0.1
+    dpo_beta: float = 0.3
     evaluation_prompts: int = 512
 
 
@@ -310,6 +310,7 @@ PAPER = Config(
         loop=LoopConfig(steps=160, steps_per_call=1, evaluate_every=20),
         mesh=MeshConfig(fsdp=64),
     ),
+    kl=0.01,
     dpo=PUBLISHED,
 )
 

@@ -172,12 +172,33 @@ def bucketed_preferences(
         bucket = bucket_of(max(map(len, encoded["tokens"])), buckets)
         numbers = {"probability": record.probability, **_chosen(record, attributes)}
         by_bucket[bucket].append({"encoded": encoded, "numbers": numbers})
+    return bucketed(by_bucket, batch_size, seed, _stack_to(tokenizer.pad_id))
+
+
+def bucketed(
+    by_bucket: Mapping[int, list],
+    batch_size: int,
+    seed: int,
+    stack: Callable[[Sequence[Any], int], Batch],
+) -> GrainSource:
+    """Batches of rows of one bucket each, as `bucketed_preferences` describes.
+
+    Args:
+      by_bucket: rows by the length that they are to be padded to, in ascending order.
+      batch_size: rows a batch.
+      seed: decides the orders.
+      stack: `(rows, length) -> batch`.
+
+    Raises:
+      ValueError: fewer rows than a batch.
+    """
+    _check_batch_size(batch_size, sum(map(len, by_bucket.values())))
     filled = _fill_buckets(by_bucket, batch_size)
     datasets = [
         grain.MapDataset.source(rows)
         .shuffle(seed=_spread(seed, bucket))
         .repeat()
-        .batch(batch_size, batch_fn=_stack_to(bucket, tokenizer.pad_id))
+        .batch(batch_size, batch_fn=_padded_to(bucket, stack))
         for bucket, rows in filled.items()
     ]
     mixed = grain.MapDataset.mix(datasets, [len(rows) for rows in filled.values()])
@@ -242,8 +263,12 @@ def _spread(seed: int, bucket: int) -> int:
     return int(np.random.SeedSequence([seed, bucket]).generate_state(1)[0])
 
 
-def _stack_to(length: int, pad_id: int) -> Callable[[Sequence[dict]], dict[str, np.ndarray]]:
-    def stack(rows: Sequence[dict]) -> dict[str, np.ndarray]:
+def _padded_to(length: int, stack: Callable[[Sequence[Any], int], Batch]):
+    return lambda rows: stack(rows, length)
+
+
+def _stack_to(pad_id: int) -> Callable[[Sequence[dict], int], dict[str, np.ndarray]]:
+    def stack(rows: Sequence[dict], length: int) -> dict[str, np.ndarray]:
         numbers = {
             name: np.array([row["numbers"][name] for row in rows], np.float32)
             for name in rows[0]["numbers"]

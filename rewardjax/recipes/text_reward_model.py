@@ -5,7 +5,9 @@ test split is only scored. `text_study` is all of it together.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +21,10 @@ from rewardjax.data.batching import (
     stack_preferences,
 )
 from rewardjax.data.formats import open_preferences
+from rewardjax.data.jsonl import OnBad
 from rewardjax.data.records import Preference
 from rewardjax.data.sources import GrainSource, bucketed_preferences, evaluation_batches
-from rewardjax.data.tokenizers import SentencePieceTokenizer, Tokenizer
+from rewardjax.data.tokenizers import SentencePieceTokenizer, Tokenizer, has_doubled_bos
 from rewardjax.evaluation.accuracy import win_rate
 from rewardjax.evaluation.bootstrap import bootstrap_interval
 from rewardjax.models.heads import RewardModel
@@ -45,6 +48,7 @@ class TextConfig:
     Attributes:
       vocab: size of the SentencePiece vocabulary that is learned from the training texts.
       buckets: lengths in tokens that batches are padded to; the largest is the model's context.
+      on_bad_record: "raise" or "skip" (and count); None is as `open_preferences` says of the source.
       validation: one training record in this many is kept for tuning; at least 2.
       model: of the backbone; its vocabulary and context are set to those above.
       pretraining: of the backbone, as a language model of the training texts.
@@ -53,6 +57,7 @@ class TextConfig:
 
     vocab: int = 1500
     buckets: tuple[int, ...] = (64, 128, 256)
+    on_bad_record: OnBad | None = None
     validation: int = 10
     model: TransformerConfig = TransformerConfig(mlp_width=128)
     pretraining: SupervisedConfig = SupervisedConfig(8, loop=LoopConfig(steps=150))
@@ -82,8 +87,9 @@ class TextPreferences:
 def read_text(spec: str, config: TextConfig, warn: Callable[[str], None]) -> TextPreferences:
     """Opens preference data and learns a vocabulary.
 
-    Bad rows, pairs whose responses do not fit the context (prompts are cut from the left), and
-    held-out pairs without a preferred response are left out; `warn` is told how many and why.
+    Bad rows that are to be skipped, pairs whose responses do not fit the context (prompts are cut
+    from the left), and held-out pairs without a preferred response are left out; `warn` is told how
+    many and why.
 
     Args:
       spec: `hh:DIR`, `tfds:NAME@DIR`, ... as for `open_preferences`.
@@ -91,21 +97,28 @@ def read_text(spec: str, config: TextConfig, warn: Callable[[str], None]) -> Tex
       warn: takes a message.
 
     Raises:
+      BadRecord: a bad row that is not to be skipped.
       ValueError: an unknown spec, a split in which nothing is left, a vocabulary too large or too
         small for the texts.
       FileNotFoundError: there is no such file.
     """
     splits = {}
     for split in ("train", "test"):
-        loaded = open_preferences(spec, split, on_bad="skip")
-        _tell(warn, f"{spec}: {split}", loaded.skipped)
+        loaded = open_preferences(spec, split, config.on_bad_record)
+        tell_skipped(warn, f"{spec}: {split}", loaded.skipped)
         splits[split] = loaded.records
     texts = [r.prompt + text for r in splits["train"] for text in r.responses]
     tokenizer = SentencePieceTokenizer.train(texts, config.vocab)
     for split, records in splits.items():
         fitting = drop_long(records, tokenizer, max(config.buckets), ON_LONG)
-        _tell(warn, f"{spec}: {split}", fitting.skipped)
+        tell_skipped(warn, f"{spec}: {split}", fitting.skipped)
         splits[split] = fitting.records
+        some = [
+            encode_preference(record, tokenizer, max(config.buckets), ON_LONG)
+            for record in fitting.records[:100]
+        ]
+        rows = [row for item in some for row in item["tokens"]]
+        warn_doubled_bos(rows, tokenizer, f"{spec}: {split}", warn)
     train, test = splits["train"], splits["test"]
     kept = [r for i, r in enumerate(train) if i % config.validation != config.validation - 1]
     held = [r for i, r in enumerate(train) if i % config.validation == config.validation - 1]
@@ -114,6 +127,25 @@ def read_text(spec: str, config: TextConfig, warn: Callable[[str], None]) -> Tex
         if not getattr(found, name):
             raise ValueError(f"{spec}: {name}: expected pairs to use, found none")
     return found
+
+
+def warn_doubled_bos(
+    rows: Iterable[Sequence[int]], tokenizer: Tokenizer, where: str, warn: Callable[[str], None]
+) -> None:
+    """Warns where encoded texts begin with two begin markers: the tokenizer adds one of its own.
+
+    Args:
+      rows: token ids as a model will read them; a few suffice, as a tokenizer treats all alike.
+      tokenizer: encoded them.
+      where: named in the message.
+      warn: takes the message.
+    """
+    seen = [has_doubled_bos(row, tokenizer.bos_id) for row in rows]
+    if any(seen):
+        warn(
+            f"{where}: {sum(seen)} of {len(seen)} encoded texts begin with two begin markers"
+            f" (id {tokenizer.bos_id}): expected a tokenizer that adds none"
+        )
 
 
 def text_scorer(config: TextConfig) -> RewardModel:
@@ -170,21 +202,50 @@ def pair_scorer(config: TextConfig):
     def score(params, records: Sequence[Preference], tokenizer: Tokenizer) -> np.ndarray:
         context = max(config.buckets)
         encoded = [encode_preference(record, tokenizer, context, ON_LONG) for record in records]
-        lengths = [max(map(len, item["tokens"])) for item in encoded]
-        buckets = np.array([bucket_of(length, config.buckets) for length in lengths])
-        scores = np.zeros((len(records), len(records[0].responses)), np.float32)
-        for bucket in np.unique(buckets):
-            places = np.flatnonzero(buckets == bucket)
-            rows = [encoded[place] for place in places]
-            arrays = stack_preferences(rows, int(bucket), tokenizer.pad_id)
-            found = [
-                np.asarray(scored(params, batch["tokens"], batch["valid"]))[batch["weight"] > 0]
-                for batch in evaluation_batches(arrays, config.fit.batch_size)
-            ]
-            scores[places] = np.concatenate(found)
-        return scores
+        return score_in_buckets(
+            partial(scored, params),
+            encoded,
+            [max(map(len, item["tokens"])) for item in encoded],
+            partial(stack_preferences, pad_id=tokenizer.pad_id),
+            config.buckets,
+            config.fit.batch_size,
+        )
 
     return score
+
+
+def score_in_buckets(
+    scored: Callable[[Any, Any], Any],
+    rows: Sequence[Any],
+    lengths: Sequence[int],
+    stack: Callable[[Sequence[Any], int], dict[str, np.ndarray]],
+    buckets: Sequence[int],
+    batch_size: int,
+) -> Float[np.ndarray, "rows *scores"]:
+    """Scores of rows in their order, with batches of one shape for each bucket.
+
+    Args:
+      scored: `(tokens, valid) -> scores`, compiled.
+      rows: at least one.
+      lengths: of each row, in tokens.
+      stack: `(rows, length) -> arrays`, `tokens` and `valid` among them.
+      buckets: lengths that rows are padded to.
+      batch_size: rows a call.
+    """
+    found, order = [], []
+    of_row = np.array([bucket_of(length, buckets) for length in lengths])
+    for bucket in np.unique(of_row):
+        places = np.flatnonzero(of_row == bucket)
+        arrays = stack([rows[int(place)] for place in places], int(bucket))
+        found += [
+            np.asarray(scored(batch["tokens"], batch["valid"]))[batch["weight"] > 0]
+            for batch in evaluation_batches(arrays, batch_size)
+        ]
+        order.append(places)
+    scores = np.concatenate(found)
+    restored = np.empty_like(scores)
+    restored[np.concatenate(order)] = scores
+    return restored
 
 
 def preferred_first(
@@ -258,6 +319,7 @@ def _decided(records: Sequence[Preference]) -> list[Preference]:
     return [record for record in records if record.probability != 0.5]
 
 
-def _tell(warn: Callable[[str], None], where: str, skipped: dict[str, int]) -> None:
+def tell_skipped(warn: Callable[[str], None], where: str, skipped: dict[str, int]) -> None:
+    """Warns of what was left out, one message a reason."""
     for reason, count in skipped.items():
         warn(f"{where}: left out {count}: {reason}")
