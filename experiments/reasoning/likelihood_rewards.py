@@ -319,8 +319,9 @@ EXPERIMENT = Experiment(
         Claim("mc1", "l_logprob", ">", "l_prob", 0.01, source="Table 2"),
         *(
             Claim("mc1", f"l_{name}", "~", "l_sft", 0.05, source="Table 2", note=REPEATED)
-            for name in ("logprob", "avglogprob", "avgprob", "jepo")
+            for name in ("logprob", "avglogprob", "jepo")
         ),
+        Claim("mc1", "l_avgprob", "~", "l_sft", 0.05, source="Table 2"),
         Claim("cot_length", "l_logprob", "<", "l_prob", 1.0, source=COLLAPSE, note=REPEATED),
     ],
     reported={
