@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 
 import jax
@@ -20,9 +19,6 @@ from rewardjax.training.loop import smoke
 from rewardjax.training.run import Run
 
 SMOKE = EXPERIMENT.scales["smoke"]
-HH = Path(
-    os.environ.get("REWARDJAX_DATA", Path(__file__).parents[2] / "shared/data"), "hh_harmless"
-)
 
 
 def sigmoid(x):
@@ -162,9 +158,8 @@ def test_text_trains_the_reward_models_that_it_has_labels_for(tmp_path):
         EXPERIMENT.arms["reg"].build(config)
 
 
-@pytest.mark.skipif(not HH.is_dir(), reason="the human preferences are not here")
-def test_human_preferences_are_learned_from(tmp_path):
-    config = tiny_text(f"hh:{HH}")
+def test_human_preferences_are_learned_from(tmp_path, real_data):
+    config = tiny_text(f"hh:{real_data / 'hh_harmless'}")
     with Run(tmp_path, 0, "bt") as run:
         shared = EXPERIMENT.prepare(config)(run)
         metrics = EXPERIMENT.arms["bt"].build(config)(run, shared)

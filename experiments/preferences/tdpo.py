@@ -31,6 +31,7 @@ from rewardjax.recipes.objectives import direct_preference, language_modelling
 from rewardjax.recipes.preference_data import best_and_worst, demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
+from rewardjax.sampling.transcripts import transcripts
 from rewardjax.statistics import masked_mean
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.preference_world import ATTRIBUTES, PreferenceWorld
@@ -182,7 +183,11 @@ def train(config, *, margin, beta=0.1):
         source = ArraySource(pairs, config.policy.batch_size, run.seed)
         state = program.run(stage, params=frozen["reference"], frozen=frozen, source=source)
         curves = {name: stage.history(f"eval/{name}") for name in MEASURED}
-        run.samples(config.policy.loop.steps, readable(world, written(state.params, run.key), 8))
+        traj = written(state.params, run.key)
+        rows = transcripts(
+            traj.with_info(gold=sentiment(world, traj)), world.decode, columns=("gold",)
+        )
+        run.samples(config.policy.loop.steps, rows)
         matched = {
             f"{name}_at_kl": at_kl(curves["kl"], curves[name], config.kl_budget)
             for name in ("gold", "entropy", "d_gap", "kl")
@@ -190,19 +195,6 @@ def train(config, *, margin, beta=0.1):
         return {name: float(values[-1]) for name, values in curves.items()} | matched
 
     return run_seed
-
-
-def readable(world, traj, rows):
-    """The first rows of a trajectory as text, with their gold utility."""
-    gold, start = sentiment(world, traj), world.prompt_length
-    return [
-        {
-            "prompt": world.decode(traj.tokens[i, :start]),
-            "response": world.decode(traj.tokens[i, start:]),
-            "gold": round(float(gold[i]), 3),
-        }
-        for i in range(rows)
-    ]
 
 
 MINI = Config()

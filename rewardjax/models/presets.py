@@ -62,15 +62,11 @@ QWEN25_3B = dataclasses.replace(
 )
 
 QWEN3_1_7B = dataclasses.replace(
-    _LARGE,
-    vocab=151_936,
+    QWEN25_3B,
     layers=28,
-    width=2048,
-    heads=16,
     kv_heads=8,
-    head_dim=128,
     mlp_width=6144,
     context=40_960,
+    qkv_bias=False,
     qk_norm=True,
-    rope_base=1_000_000.0,
 )

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rewardjax.tasks.spelling import spell
 from rewardjax.trajectory import Prompts, Trajectory
 
 OPERATIONS: dict[str, Callable[[Array, Array], Array]] = {
@@ -128,12 +129,7 @@ class Arithmetic:
         Raises:
           ValueError: an id outside the vocabulary.
         """
-        words = self.vocabulary
-        row = [int(token) for token in np.asarray(ids)]
-        for token in row:
-            if not 0 <= token < len(words):
-                raise ValueError(f"ids: expected 0 to {len(words) - 1}, found {token}")
-        return " ".join(words[token] for token in row if token != self.pad)
+        return spell(ids, self.vocabulary, self.pad)
 
     def prompts(
         self, key: Key[Array, ""], n: int, *, steps: Int[Array, "n"] | None = None

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rewardjax.tasks.spelling import spell
 from rewardjax.trajectory import Prompts, Trajectory
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "?")
@@ -88,10 +89,7 @@ class DecisionTree:
 
     def decode(self, ids: Int[Array, "time"] | np.ndarray | list[int]) -> str:
         """The tokens as text, padding left out; raises ValueError for an id that does not exist."""
-        row = np.asarray(ids, int)
-        if np.any((row < 0) | (row >= self.vocab_size)):
-            raise ValueError(f"ids: expected 0 to {self.vocab_size - 1}, found {row}")
-        return " ".join(self.vocabulary[token] for token in row if token != self.pad)
+        return spell(ids, self.vocabulary, self.pad)
 
     def prompts(self, key: Key[Array, ""], n: int) -> Prompts:
         """Draw `n` prompts of `prompt_length` tokens; `info["right"]` [n, decisions] counts from 0."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from rewardjax.tasks.spelling import spell
 from rewardjax.trajectory import Prompts
 
 ATTRIBUTES = ("coverage", "repetition", "gaudy", "sentiment", "length")
@@ -171,12 +172,7 @@ class PreferenceWorld:
         Raises:
           ValueError: an id outside the vocabulary.
         """
-        words = self.vocabulary
-        row = [int(token) for token in np.asarray(ids)]
-        for token in row:
-            if not 0 <= token < len(words):
-                raise ValueError(f"ids: expected 0 to {len(words) - 1}, found {token}")
-        return " ".join(words[token] for token in row if token != self.pad)
+        return spell(ids, self.vocabulary, self.pad)
 
     def prompts(self, key: Key[Array, ""], n: int) -> Prompts:
         """Draw `n` requests `bos theme ... sep`; `info["theme"]` [n, requested] are distinct."""
