@@ -8,30 +8,33 @@ from jaxtyping import Array, Bool, Float, Int
 
 @struct.dataclass
 class LayerCache:
-    """Keys and values of one layer (with a leading `layers` axis where layers are scanned)."""
+    """Keys and values of one layer (with a leading `layers` axis where layers are scanned).
 
-    keys: Float[Array, "*layers batch slots kv_heads head_dim"]
-    values: Float[Array, "*layers batch slots kv_heads head_dim"]
+    Heads come before slots: a decoding step then reads the cache as it lies, without a transpose.
+    """
+
+    keys: Float[Array, "*layers batch kv_heads slots head_dim"]
+    values: Float[Array, "*layers batch kv_heads slots head_dim"]
 
     def write(self, keys: Array, values: Array, slot: Int[Array, ""] | int) -> "LayerCache":
-        """The cache with new keys and values `[batch, time, ...]` from `slot` on."""
+        """The cache with new keys and values `[batch, kv_heads, time, head_dim]` from `slot` on."""
         return LayerCache(
-            jax.lax.dynamic_update_slice_in_dim(self.keys, keys.astype(self.keys.dtype), slot, 1),
+            jax.lax.dynamic_update_slice_in_dim(self.keys, keys.astype(self.keys.dtype), slot, 2),
             jax.lax.dynamic_update_slice_in_dim(
-                self.values, values.astype(self.values.dtype), slot, 1
+                self.values, values.astype(self.values.dtype), slot, 2
             ),
         )
 
 
 def rotate(
-    x: Float[Array, "batch time heads head_dim"],
+    x: Float[Array, "batch heads time head_dim"],
     positions: Int[Array, "batch time"],
     base: float,
-) -> Float[Array, "batch time heads head_dim"]:
+) -> Float[Array, "batch heads time head_dim"]:
     """Rotary position embedding (arXiv:2104.09864), halves convention of Llama, Qwen and Gemma."""
     half = x.shape[-1] // 2
     frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
@@ -57,23 +60,23 @@ def attention_mask(
 
 
 def attend(
-    queries: Float[Array, "batch queries heads head_dim"],
-    keys: Float[Array, "batch keys kv_heads head_dim"],
-    values: Float[Array, "batch keys kv_heads head_dim"],
+    queries: Float[Array, "batch heads queries head_dim"],
+    keys: Float[Array, "batch kv_heads keys head_dim"],
+    values: Float[Array, "batch kv_heads keys head_dim"],
     mask: Bool[Array, "batch queries keys"],
     *,
     scale: float,
     softcap: float | None = None,
-) -> Float[Array, "batch queries heads head_dim"]:
+) -> Float[Array, "batch heads queries head_dim"]:
     """Grouped-query attention with a float32 softmax; a query that sees nothing gives 0."""
-    batch, time, heads, head_dim = queries.shape
-    kv_heads = keys.shape[2]
-    grouped = queries.reshape(batch, time, kv_heads, heads // kv_heads, head_dim) * scale
-    scores = jnp.einsum("bqkgd,bskd->bkgqs", grouped, keys, preferred_element_type=jnp.float32)
+    batch, heads, time, head_dim = queries.shape
+    kv_heads = keys.shape[1]
+    grouped = queries.reshape(batch, kv_heads, heads // kv_heads, time, head_dim) * scale
+    scores = jnp.einsum("bkgqd,bksd->bkgqs", grouped, keys, preferred_element_type=jnp.float32)
     if softcap is not None:
         scores = softcap * jnp.tanh(scores / softcap)
     visible = mask[:, None, None]
     scores = jnp.where(visible, scores, -1e30)
     weights = jnp.where(visible, jax.nn.softmax(scores, axis=-1), 0.0)
-    mixed = jnp.einsum("bkgqs,bskd->bqkgd", weights.astype(values.dtype), values)
-    return mixed.reshape(batch, time, heads, head_dim)
+    mixed = jnp.einsum("bkgqs,bksd->bkgqd", weights.astype(values.dtype), values)
+    return mixed.reshape(batch, heads, time, head_dim)

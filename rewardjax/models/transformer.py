@@ -15,6 +15,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from rewardjax.models.attention import LayerCache, attend, attention_mask, rotate
+from rewardjax.models.projection import project
 from rewardjax.partitioning import constrain
 
 # "global" sees the whole past, "local" the last `window` tokens; a pattern repeats down the layers.
@@ -95,7 +96,7 @@ def init_cache(config: TransformerConfig, batch: int, slots: int) -> Cache:
     """
     check_length(config, slots)
     repeats, period = config.layers // len(config.spans), len(config.spans)
-    shape: tuple[int, ...] = (batch, slots, config.kv_heads, config.head_dim)
+    shape: tuple[int, ...] = (batch, config.kv_heads, slots, config.head_dim)
     if config.scan:
         shape, count = (repeats, *shape), period
     else:
@@ -179,23 +180,24 @@ class Attention(nn.Module):
             k, v = cache.keys.astype(dtype), cache.values.astype(dtype)
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
         y = attend(q, k, v, mask, scale=scale, softcap=c.attention_softcap)
-        y = y.reshape(*y.shape[:2], -1)
+        y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         out = weight(
             self, "out", (c.heads * c.head_dim, c.width), ("heads", "embed"), c.param_dtype
         )
-        return y @ out.astype(dtype), cache
+        return project(y, out.astype(dtype)), cache
 
     def _project(self, name: str, x: Array, heads: int) -> Array:
         c = self.config
         size = heads * c.head_dim
         axis = "heads" if name == "query" else "kv_heads"
         matrix = weight(self, name, (c.width, size), ("embed", axis), c.param_dtype)
-        y = x @ matrix.astype(x.dtype)
+        y = project(x, matrix.astype(x.dtype))
         if c.qkv_bias:
             zeros = nn.initializers.zeros
             bias = weight(self, f"{name}_bias", (size,), (axis,), c.param_dtype, zeros)
             y = y + bias.astype(x.dtype)
-        return constrain(y.reshape(*y.shape[:2], heads, c.head_dim), "batch", None, axis, None)
+        y = y.reshape(*y.shape[:2], heads, c.head_dim).swapaxes(1, 2)
+        return constrain(y, "batch", axis, None, None)
 
 
 def _projections(c: TransformerConfig):
@@ -216,7 +218,8 @@ class MLP(nn.Module):
         up = weight(self, "up", (c.width, c.mlp_width), into, c.param_dtype).astype(x.dtype)
         down = weight(self, "down", (c.mlp_width, c.width), out, c.param_dtype).astype(x.dtype)
         act = jax.nn.silu if c.gate == "silu" else jax.nn.gelu
-        return constrain(act(x @ gate) * (x @ up), "batch", None, "mlp") @ down
+        y = act(project(x, gate)) * project(x, up)
+        return project(constrain(y, "batch", None, "mlp"), down)
 
 
 class Block(nn.Module):
