@@ -173,6 +173,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from rewardjax import report, terminal
+    from rewardjax.summary import read_summary
 
     summaries = []
     try:
@@ -181,7 +182,7 @@ def _report(arguments: argparse.Namespace) -> int:
                 print(f"{folder}: not finished; run it again to go on with it", file=sys.stderr)
                 continue
             page = report.write_report(folder)
-            summary = report.read_summary(folder / "summary.json")
+            summary = read_summary(folder / "summary.json")
             summaries.append(summary)
             if not arguments.json:
                 _print(terminal.tables(summary))

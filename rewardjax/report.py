@@ -6,30 +6,18 @@ A run folder `runs/<slug>/<scale>` holds `summary.json` and, for each arm and se
 
 import base64
 import json
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from rewardjax import plots, verdicts
-from rewardjax.experiment import Experiment
+from rewardjax import plots
+from rewardjax.summary import Summary, read_summary
+from rewardjax.training.run import write_atomic
 
-Summary = dict[str, Any]
 Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 
-# What every summary must have to be reported, and the type of each.
-REQUIRED: dict[str, type] = {
-    "slug": str,
-    "family": str,
-    "title": str,
-    "arxiv": str,
-    "scale": str,
-    "seeds": list,
-    "arms": dict,
-    "claims": list,
-}
 SYMBOLS = {"holds": "✔", "fails": "✘", "inconclusive": "?"}
 LONGEST_FIELD = 1500  # characters of a sample's field that are shown
 GOLD_AGAINST_PROXY = "gold against proxy"
@@ -46,97 +34,10 @@ td { font-variant-numeric: tabular-nums; }
 .inconclusive { background: #f2c94c; color: #222; }
 .quiet { color: #888; }
 img { max-width: 100%; background: #fff; }
+figure { display: inline-block; margin: .4rem 1rem .4rem 0; }
+figure img { image-rendering: pixelated; min-width: 14rem; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid #8886; padding: .4rem .8rem; }
 """
-
-
-def summarise(
-    experiment: Experiment,
-    values: Mapping[str, Mapping[str, Sequence[float | int | None]]],
-    *,
-    slug: str,
-    family: str,
-    scale: str,
-    seeds: Sequence[int],
-    seconds: float | int,
-    hardware: str,
-    versions: Mapping[str, str],
-    commit: str,
-) -> Summary:
-    """What `summary.json` holds: intervals for every metric and a verdict on every claim.
-
-    Args:
-      experiment: whose claims, reported numbers and curves are recorded.
-      values: `{arm: {metric: one number a seed}}`, every list in the order of `seeds`. A number
-        that is missing or not finite becomes null, and so does its metric's interval.
-      slug: of the experiment's file.
-      family: the folder of the experiment's file.
-      scale: which of the experiment's scales ran.
-      seeds: that ran.
-      seconds: wall-clock time of the whole run.
-      hardware: a line on what it ran on.
-      versions: of Python and the libraries.
-      commit: of the source tree.
-    """
-    claims = []
-    for claim in experiment.claims:
-        verdict = verdicts.judge(claim, values)
-        judged = {**vars(claim), **verdict._asdict()}
-        judged["note"] = "; ".join(note for note in (claim.note, verdict.note) if note)
-        claims.append(judged)
-    return {
-        "slug": slug,
-        "family": family,
-        "title": experiment.paper.title,
-        "arxiv": experiment.paper.arxiv,
-        "scale": scale,
-        "seeds": list(seeds),
-        "arms": {
-            arm: {metric: _cell(numbers) for metric, numbers in metrics.items()}
-            for arm, metrics in values.items()
-        },
-        "arm_notes": {arm: experiment.arms[arm].note for arm in values if arm in experiment.arms},
-        "claims": claims,
-        "reported": {arm: dict(metrics) for arm, metrics in experiment.reported.items()},
-        "curves": list(experiment.curves),
-        "seconds": seconds,
-        "hardware": hardware,
-        "versions": dict(versions),
-        "commit": commit,
-    }
-
-
-def read_summary(path: Path) -> Summary:
-    """A `summary.json`, checked for what a report needs.
-
-    Raises:
-      FileNotFoundError: no such file.
-      ValueError: not JSON, or a key is missing or of another type; the message names file and key.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file (the run has not finished, or is elsewhere)")
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(summary, dict):
-        raise ValueError(f"{path}: expected an object, found {type(summary).__name__}")
-    for key, kind in REQUIRED.items():
-        if not isinstance(summary.get(key), kind):
-            found = type(summary[key]).__name__ if key in summary else "nothing"
-            raise ValueError(f"{path}: {key}: expected {kind.__name__}, found {found}")
-    for arm, metrics in summary["arms"].items():
-        for metric, cell in metrics.items():
-            _require(cell, ("mean", "low", "high", "values"), f"{path}: arms.{arm}.{metric}")
-    for index, claim in enumerate(summary["claims"]):
-        keys = ("metric", "arm", "relation", "baseline", "difference", "low", "high", "verdict")
-        _require(claim, keys, f"{path}: claims[{index}]")
-        if claim["verdict"] not in SYMBOLS:
-            raise ValueError(
-                f"{path}: claims[{index}].verdict: expected one of {', '.join(SYMBOLS)}, "
-                f"found {claim['verdict']!r}"
-            )
-    return summary
 
 
 def read_samples(
@@ -162,10 +63,30 @@ def read_samples(
     return {arm: samples for arm, samples in found.items() if samples}
 
 
+def find_pictures(folder: Path, arms: Sequence[str]) -> dict[str, dict[str, Path]]:
+    """`{arm: {name: path}}`: the pictures of each arm's first seed; arms without any left out."""
+    found: dict[str, dict[str, Path]] = {}
+    for arm in arms:
+        for seed in plots.seed_folders(folder / arm)[:1]:
+            paths = sorted(seed.rglob("pictures/*.png"))
+            found[arm] = {path.stem: path for path in paths}
+    return {arm: pictures for arm, pictures in found.items() if pictures}
+
+
 def markdown(
-    summary: Summary, images: Mapping[str, str] | None = None, samples: Samples | None = None
+    summary: Summary,
+    images: Mapping[str, str] | None = None,
+    samples: Samples | None = None,
+    pictures: Mapping[str, Mapping[str, str]] | None = None,
 ) -> str:
-    """The report as Markdown; `images` maps a title to the PNG's path beside the report."""
+    """The report as Markdown.
+
+    Args:
+      summary: what it reports.
+      images: of curves: a title and the PNG's path beside the report.
+      samples: of each arm.
+      pictures: of each arm: names and paths.
+    """
     parts = [f"# {_one_line(summary['title'])}", _one_line(facts(summary))]
     for title, table in _tables(summary):
         header, *rows = [[_one_line(text) for text in row] for row in table]
@@ -175,6 +96,11 @@ def markdown(
         parts.append("## Curves")
         parts += [f"![{title}]({path})" for title, path in images.items()]
         parts += [f"Not logged: {name}." for name in _undrawn(summary, images)]
+    if pictures:
+        parts.append("## Pictures")
+    for arm, paths in (pictures or {}).items():
+        parts.append(f"**{arm}**")
+        parts += [f"{name}: ![{name}]({path})" for name, path in paths.items()]
     if samples:
         parts.append("## Samples")
     for arm, records in (samples or {}).items():
@@ -187,9 +113,12 @@ def markdown(
 
 
 def html(
-    summary: Summary, images: Mapping[str, bytes] | None = None, samples: Samples | None = None
+    summary: Summary,
+    images: Mapping[str, bytes] | None = None,
+    samples: Samples | None = None,
+    pictures: Mapping[str, Mapping[str, bytes]] | None = None,
 ) -> str:
-    """The report as one HTML page that needs no other file; `images` maps a title to a PNG."""
+    """The report as one HTML page that needs no other file; as `markdown`, with PNGs for paths."""
     title = escape(summary["title"])
     body = [f"<h1>{title}</h1>", f'<p class="quiet">{escape(facts(summary))}</p>']
     for heading, (header, *rows) in _tables(summary):
@@ -199,10 +128,16 @@ def html(
         body += [f"<h2>{escape(heading)}</h2>", f"<table>\n{inner}\n</table>"]
     if images is not None and (images or summary.get("curves")):
         body.append("<h2>Curves</h2>")
-        for name, png in images.items():
-            data = base64.b64encode(png).decode()
-            body.append(f'<p><img alt="{escape(name)}" src="data:image/png;base64,{data}"></p>')
+        body += [f"<p>{_embedded(name, png)}</p>" for name, png in images.items()]
         body += [f"<p>Not logged: {escape(name)}.</p>" for name in _undrawn(summary, images)]
+    if pictures:
+        body.append("<h2>Pictures</h2>")
+    for arm, shown in (pictures or {}).items():
+        figures = [
+            f"<figure>{_embedded(name, png)}<figcaption>{escape(name)}</figcaption></figure>"
+            for name, png in shown.items()
+        ]
+        body += [f"<h3>{escape(arm)}</h3>", *figures]
     if samples:
         body.append("<h2>Samples</h2>")
     for arm, records in (samples or {}).items():
@@ -212,6 +147,11 @@ def html(
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{title}</title>'
         f"\n<style>{STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
     )
+
+
+def _embedded(name: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'
 
 
 def write_report(folder: Path) -> Path:
@@ -240,27 +180,18 @@ def write_report(folder: Path) -> Path:
         paths[name] = f"curve_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}.png"
         (folder / paths[name]).write_bytes(png)
     samples = read_samples(folder, arms)
-    (folder / "report.md").write_text(markdown(summary, paths, samples), encoding="utf-8")
+    found = find_pictures(folder, arms)
+    beside = _each(found, lambda path: path.relative_to(folder).as_posix())
+    write_atomic(folder / "report.md", markdown(summary, paths, samples, beside))
     page = folder / "report.html"
-    page.write_text(html(summary, images, samples), encoding="utf-8")
+    write_atomic(page, html(summary, images, samples, _each(found, Path.read_bytes)))
     return page
 
 
-def _require(entry: Any, keys: Sequence[str], where: str) -> None:
-    missing = [key for key in keys if not isinstance(entry, dict) or key not in entry]
-    if missing:
-        raise ValueError(f"{where}: missing {', '.join(missing)}")
-
-
-def _cell(numbers: Sequence[float | int | None]) -> dict[str, Any]:
-    """One metric of one arm; JSON has no NaN, so what is not finite is null."""
-    finite = [
-        float(number) if number is not None and math.isfinite(number) else None
-        for number in numbers
-    ]
-    known = bool(finite) and None not in finite
-    mean, low, high = verdicts.interval(finite) if known else (None, None, None)
-    return {"mean": mean, "low": low, "high": high, "values": finite}
+def _each(pictures: Mapping[str, Mapping[str, Path]], read: Callable[[Path], Any]):
+    return {
+        arm: {name: read(path) for name, path in paths.items()} for arm, paths in pictures.items()
+    }
 
 
 def _tables(summary: Summary) -> list[tuple[str, list[list[str]]]]:

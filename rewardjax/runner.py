@@ -24,7 +24,8 @@ import jax
 from rewardjax.catalogue import Entry
 from rewardjax.experiment import Experiment
 from rewardjax.overrides import differences, to_dict
-from rewardjax.report import Summary, summarise, write_report
+from rewardjax.report import write_report
+from rewardjax.summary import Summary, summarise
 from rewardjax.training.run import Observer, Run, write_atomic
 from rewardjax.verdicts import SEEDS_TO_RECORD
 

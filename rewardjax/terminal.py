@@ -7,7 +7,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from rewardjax.report import SYMBOLS, Summary, cell_text, claim_text, facts, number
+from rewardjax.report import SYMBOLS, cell_text, claim_text, facts, number
+from rewardjax.summary import Summary
 
 COLOURS = {"holds": "green", "fails": "red", "inconclusive": "yellow"}
 # Columns of numbers side by side, so that an arm's name and their spreads fit in 80 columns.

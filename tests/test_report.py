@@ -1,5 +1,6 @@
 """The report of a small run folder, and what it says of broken ones."""
 
+import base64
 import json
 import re
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from rewardjax import plots, report, terminal
+from rewardjax import summary as summaries
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
+from rewardjax.pictures import png
+from rewardjax.training.run import Run, Silent
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ DETAILS = {
 
 
 def summary():
-    return report.summarise(EXPERIMENT, VALUES, **DETAILS)
+    return summaries.summarise(EXPERIMENT, VALUES, **DETAILS)
 
 
 def write_lines(path, records):
@@ -205,7 +209,7 @@ def test_a_broken_summary_names_file_and_key(tmp_path, change, message):
     path = tmp_path / "summary.json"
     path.write_text(json.dumps(made))
     with pytest.raises(ValueError, match=rf"summary.json: {message}"):
-        report.read_summary(path)
+        summaries.read_summary(path)
 
 
 def test_a_missing_or_unreadable_summary_names_the_file(tmp_path):
@@ -266,3 +270,16 @@ def test_seeds_come_in_the_order_of_their_numbers(tmp_path):
     for name in ("seed_10", "seed_9", "seed_x"):
         (tmp_path / name).mkdir()
     assert [path.name for path in plots.seed_folders(tmp_path)] == ["seed_9", "seed_10"]
+
+
+def test_pictures_of_the_first_seed_are_shown(folder):
+    for seed, value in ((0, 1.0), (1, 0.0)):
+        with Run(folder / "grpo" / f"seed_{seed}", seed, "grpo", observer=Silent()) as run:
+            run.stage("train").picture("digits & more", np.full((2, 2), value))
+    page = report.write_report(folder).read_text(encoding="utf-8")
+    assert "<figcaption>digits &amp; more</figcaption>" in page
+    white = base64.b64encode(png(np.ones((2, 2)))).decode()
+    assert page.count(white) == 1
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    path = re.search(r"!\[digits & more\]\((.*)\)", text).group(1)
+    assert (folder / path).read_bytes() == png(np.ones((2, 2)))

@@ -18,6 +18,8 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from rewardjax.pictures import png
+
 # Rows kept in memory before they are written, so that a run can be watched as it goes.
 BUFFERED_ROWS = 100
 
@@ -121,6 +123,17 @@ class Run:
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append `{"step": step, **row}` for each row to `samples.jsonl`; as `log` otherwise."""
         self._append("samples.jsonl", int(step), [{"step": int(step), **row} for row in rows])
+
+    def picture(self, name: str, image: np.ndarray) -> None:
+        """Write an image to `pictures/<name>.png`; a picture of the same name is replaced.
+
+        Args:
+          name: a file's name without its ending.
+          image: uint8 or floats in [0, 1], `[height, width]` or `[height, width, 3]`.
+        """
+        path = self.folder / "pictures" / f"{name}.png"
+        path.parent.mkdir(exist_ok=True)
+        write_atomic(path, png(image))
 
     def perf(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Append timings (seconds, tokens a second, bytes) to `perf.jsonl`, which is never rewound."""
@@ -242,7 +255,7 @@ class Run:
             self._writer = None
 
 
-def write_atomic(path: Path, text: str) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file whole or not at all: a reader never sees half of it.
 
     Raises:
@@ -250,8 +263,8 @@ def write_atomic(path: Path, text: str) -> None:
     """
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
