@@ -2,9 +2,12 @@
 
 import dataclasses
 import difflib
+import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 RELATIONS = ("<", "<=", ">", ">=", "~")
@@ -122,6 +125,44 @@ class Experiment:
         _check_named("reported", self.reported, self.arms)
         if self.first_seeds < 1:
             raise ValueError(f"first_seeds: expected at least 1, found {self.first_seeds}")
+
+    def with_parts(
+        self, arm: str, /, *, claims: Sequence[Claim] = (), **parts: Mapping[str, Any]
+    ) -> "Experiment":
+        """The same task, data and budget with other parts in one arm: every combination is an arm.
+
+        Args:
+          arm: the arm whose parts are exchanged.
+          claims: on the new arms; those of the paper are about others.
+          **parts: for each keyword of the arm's `build` what to pass, by name:
+            `credit={"grpo": group_relative, "rloo": leave_one_out}`.
+
+        Returns:
+          An experiment with an arm for each combination, named after its parts: `"grpo+verified"`.
+
+        Raises:
+          ValueError: there is no such arm, its `build` does not take a part, or a part has no choice.
+        """
+        _check_named("with_parts", [arm], self.arms)
+        build = self.arms[arm].build
+        taken = [
+            p.name for p in inspect.signature(build).parameters.values() if p.kind == p.KEYWORD_ONLY
+        ]
+        for name, choices in parts.items():
+            if name not in taken:
+                known = ", ".join(taken) or "none"
+                raise ValueError(
+                    f"with_parts: arm {arm!r} takes no part {name!r}; it takes {known}"
+                )
+            if not choices:
+                raise ValueError(f"with_parts: {name}: expected at least one choice, found none")
+        arms = {}
+        for chosen in itertools.product(*(choices.items() for choices in parts.values())):
+            keywords = dict(zip(parts, (part for _, part in chosen), strict=True))
+            arms["+".join(name for name, _ in chosen)] = Arm(partial(build, **keywords))
+        return dataclasses.replace(
+            self, arms=arms, claims=claims, reported={}, first_arms=(), inapplicable=None
+        )
 
 
 def _check_arms(arms: Mapping[str, Arm]) -> None:

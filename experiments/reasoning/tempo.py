@@ -13,24 +13,19 @@ much as a wrong one; the temporal difference tells them apart.
 import dataclasses
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rewardjax import credit, losses, rewards
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.heads import RewardModel
-from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import QWEN3_1_7B
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.credit_quality import credit_watch
 from rewardjax.recipes.critic import critic
-from rewardjax.recipes.objectives import language_modelling
-from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
-from rewardjax.recipes.preference_data import demonstrations
-from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.sampling.language_policy import LanguagePolicy
-from rewardjax.sampling.transcripts import transcripts
+from rewardjax.recipes.policy_gradient import PolicyGradientConfig
+from rewardjax.recipes.supervised import SupervisedConfig
+from rewardjax.recipes.verified_task import VerifiedTask, learning_curve
 from rewardjax.statistics import Mean
 from rewardjax.tasks.decision_tree import DecisionTree
 from rewardjax.tasks.external import require_generated
@@ -67,82 +62,65 @@ class Config:
     target: float = 0.8
 
 
-def language_policy(config, **settings):
-    """The policy that writes a response; the settings change this."""
-    policy = LanguagePolicy(
-        LanguageModel(config.model),
-        max_new=config.max_response,
-        stop=(config.world.eos,),
-        prompt_columns=config.world.prompt_length,
+def task_of(config):
+    """The policy that writes a response, on its world."""
+    return VerifiedTask.create(
+        config.world, config.model, config.max_response, config.evaluation_prompts
     )
-    return dataclasses.replace(policy, **settings)
 
 
 def prepare(config):
     """A policy that knows the format; raises ValueError where the data are not generated."""
     require_generated(config.data, "decision_tree")
-    world, model = config.world, language_policy(config).model
-    write = partial(world.demonstrations, accuracy=config.accuracy, paraphrase=config.paraphrase)
-    program = Supervised(
-        config.sft,
-        init=model.boxed_init,
-        loss=language_modelling(model),
-        batches=demonstrations(world.prompts, write),
+    write = partial(
+        config.world.demonstrations, accuracy=config.accuracy, paraphrase=config.paraphrase
     )
-
+    program = task_of(config).supervised(config.sft, write)
     return lambda run: program.run(run.stage("sft")).params
 
 
-def train(config, *, assign, valued=False):
-    """One arm: the clipped surrogate on the advantages of `assign`, without a KL term.
+def verified(world, traj):
+    """1 where all decisions are right."""
+    return rewards.outcome(world.verify(traj), traj.mask, name="verified")
 
-    With `valued`, `assign` reads the values of a critic; else it compares a group's responses.
+
+def train(config, *, credit, reward=verified, valued=False):
+    """One arm: the clipped surrogate on the advantages of `credit`, without a KL term.
+
+    With `valued`, `credit` reads the values of a critic; else it compares a group's responses.
     """
-    world, policy = config.world, language_policy(config, group_size=config.group_size)
+    world, task = config.world, task_of(config)
     learners = {}
     if valued:
         scorer, updates = RewardModel(config.model), config.rl.minibatches
         learners["critic"] = critic(scorer, config.critic, config.rl.loop.steps, updates=updates)
     else:
-        assign = partial(assign, group_size=config.group_size)
-    learners["credit"] = credit_watch(assign, world.judge, config.group_size)
-
-    @partial(jax.jit, static_argnums=2)
-    def sampled(params, key, count):
-        ask_key, sample_key = jax.random.split(key)
-        traj = language_policy(config).rollout(params, world.prompts(ask_key, count), sample_key)
-        return traj.with_info(reward=world.verify(traj))
+        credit = partial(credit, group_size=config.group_size)
+    learners["credit"] = credit_watch(credit, world.judge, config.group_size)
 
     def evaluate(params, frozen, key):
-        traj = sampled(params, key, config.evaluation_prompts)
+        traj = task.sampled(params, key, config.evaluation_prompts)
         right, wrong = world.judge(traj)
         decisions = Mean.of(right, right | wrong).value
-        return {"accuracy": jnp.mean(traj.info["reward"]), "decision_accuracy": decisions}
+        return {"accuracy": jnp.mean(traj.info["correct"]), "decision_accuracy": decisions}
 
-    program = PolicyGradient(
+    program = task.policy_gradient(
         config.rl,
-        init=policy.model.boxed_init,
-        rollout=policy.rollout,
-        prompts=world.prompts,
-        reward=lambda traj: rewards.outcome(world.verify(traj), traj.mask, name="verified"),
-        credit=assign,
-        loss=scored(policy.score, losses.policy_loss(surrogate=losses.clipped(0.2, 0.28))),
+        config.group_size,
+        reward=partial(reward, world),
+        credit=credit,
+        loss=losses.policy_loss(surrogate=losses.clipped(0.2, 0.28)),
         learners=learners,
         evaluate=evaluate,
     )
 
     def run_seed(run, shared):
         stage, loop = run.stage("rl"), config.rl.loop
-        params = program.run(stage, params=shared).params
-        traj = sampled(params, stage.key, 8)
-        stage.samples(loop.steps, transcripts(traj, world.decode, columns=("reward",)))
-        curve = stage.history("eval/accuracy")
-        reached = np.flatnonzero(curve >= config.target)
-        updates = loop.evaluate_every * (reached[0] + 1) if reached.size else loop.steps
-        found = {"accuracy": curve[-1], "auc": np.mean(curve), "updates_to_target": updates}
+        task.show(stage, program.run(stage, params=shared).params, loop.steps)
+        found = learning_curve(stage, loop, config.target)
         for name in ("at_decisions", "spared", "branching"):
             found[name] = np.mean(stage.history(f"credit/{name}"))
-        return {name: float(value) for name, value in found.items()}
+        return found
 
     return run_seed
 
@@ -165,9 +143,9 @@ PAPER = Config(
     max_response=8192,
 )
 SMOKE = smoke(MINI, model=dataclasses.replace(MINI.model, layers=1), evaluation_prompts=16)
+
 CHANCE = len(WORLD.decisions) / WORLD.length
 COST = "abstract: higher validation accuracy at equal time"
-
 EXPERIMENT = Experiment(
     paper=Paper(
         title="Exploiting Tree Structure for Credit Assignment in RL Training of LLMs",
@@ -176,11 +154,11 @@ EXPERIMENT = Experiment(
     ),
     prepare=prepare,
     arms={
-        "grpo": Arm(partial(train, assign=credit.group_relative), "one advantage a response"),
-        "tempo": Arm(partial(train, assign=credit.prefix_tree)),
-        "td_only": Arm(partial(train, assign=partial(credit.prefix_tree, outcome_weight=0.0))),
-        "no_std": Arm(partial(train, assign=partial(credit.prefix_tree, normalise=False))),
-        "ppo": Arm(partial(train, assign=credit.whitened(credit.gae), valued=True), "a critic"),
+        "grpo": Arm(partial(train, credit=credit.group_relative), "one advantage a response"),
+        "tempo": Arm(partial(train, credit=credit.prefix_tree)),
+        "td_only": Arm(partial(train, credit=partial(credit.prefix_tree, outcome_weight=0.0))),
+        "no_std": Arm(partial(train, credit=partial(credit.prefix_tree, normalise=False))),
+        "ppo": Arm(partial(train, credit=credit.whitened(credit.gae), valued=True), "a critic"),
     },
     scales={"mini": MINI, "smoke": SMOKE, "paper": PAPER},
     claims=[

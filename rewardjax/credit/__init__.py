@@ -3,6 +3,9 @@ from rewardjax.credit.groups import leave_one_out as leave_one_out
 from rewardjax.credit.groups import leave_one_out_log_mean as leave_one_out_log_mean
 from rewardjax.credit.prefix_tree import prefix_tree as prefix_tree
 from rewardjax.credit.prefix_tree import prefix_tree_values as prefix_tree_values
+from rewardjax.credit.process import leave_one_out_process as leave_one_out_process
+from rewardjax.credit.process import outcome_and_process as outcome_and_process
+from rewardjax.credit.process import scaled_by_largest_return as scaled_by_largest_return
 from rewardjax.credit.returns import discounted_returns as discounted_returns
 from rewardjax.credit.returns import gae as gae
 from rewardjax.credit.returns import lambda_returns as lambda_returns

@@ -1,10 +1,12 @@
 """How well scores tell correct solutions from wrong ones, alone and as a choice among several."""
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 from scipy import stats
 
 from rewardjax.evaluation.bootstrap import bootstrap_interval
+from rewardjax.statistics import Mean, masked_mean
 
 Scores = Float[Array | np.ndarray, "questions candidates"]
 Correct = Bool[Array | np.ndarray, "questions candidates"]
@@ -30,6 +32,21 @@ def roc_auc(
         return 0.5
     ranks = np.sum(stats.rankdata(numbers)[labels])
     return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def ranking_auc(
+    scores: Float[Array, "n"], positive: Bool[Array, "n"], counted: Bool[Array, "n"]
+) -> Mean:
+    """`roc_auc` on the device, among the counted; its weight is 0 where one side is empty.
+
+    A mean over pairs: it takes memory for `n * n` comparisons.
+    """
+    pairs = (positive & counted)[:, None] & (~positive & counted)[None, :]
+    above = scores[:, None] > scores[None, :]
+    ties = scores[:, None] == scores[None, :]
+    # One mean over pairs for each batch, whatever their number.
+    share = masked_mean(above + 0.5 * ties, pairs)
+    return Mean.of(share, jnp.any(pairs))
 
 
 def best_candidate(scores: Scores, correct: Correct) -> Float[np.ndarray, "questions"]:

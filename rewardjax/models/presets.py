@@ -70,3 +70,14 @@ QWEN3_1_7B = dataclasses.replace(
     qkv_bias=False,
     qk_norm=True,
 )
+
+QWEN25_7B = dataclasses.replace(
+    QWEN25_3B,
+    vocab=152_064,
+    layers=28,
+    width=3584,
+    heads=28,
+    kv_heads=4,
+    mlp_width=18_944,
+    tied_embeddings=False,
+)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from rewardjax.credit import Credit, prefix_tree
+from rewardjax.evaluation.verification import ranking_auc
 from rewardjax.recipes.policy_gradient import Learner
 from rewardjax.statistics import Mean, masked_mean
 from rewardjax.training.state import Metrics
@@ -64,3 +65,22 @@ def credit_quality(
         "at_decisions": Mean(jnp.sum(jnp.where(right | wrong, mass, 0.0)), jnp.sum(mass)),
         "spared": Mean.of(gap, jnp.any(right, axis=1) & jnp.any(wrong, axis=1)),
     }
+
+
+def slip_auc(
+    values: Float[Array, "batch time"],
+    right: Bool[Array, "batch time"],
+    steps: Bool[Array, "batch time"],
+) -> Mean:
+    """How often the steps' values rank a right step above a row's first wrong one, in [0, 1].
+
+    What follows a wrong step is left out: whether it is right is a matter of taste.
+
+    Args:
+      values: of each step, such as process rewards.
+      right: on at steps that are right.
+      steps: on at steps; a row's other columns do not count.
+    """
+    wrong = steps & ~right
+    counted = steps & (jnp.cumsum(wrong, axis=1) - wrong == 0)
+    return ranking_auc(values.reshape(-1), right.reshape(-1), counted.reshape(-1))

@@ -47,7 +47,8 @@ class Learner(NamedTuple):
     """A model trained beside the policy, as pure functions of its own state.
 
     Attributes:
-      init: `(key) -> state`, with logical axis names on its parameters if it has them.
+      init: `(key) -> state`, with logical axis names on its parameters if it has them; `(key, start) ->
+        state` for one that can begin at given parameters.
       observe: `(state, traj, key) -> (state, traj, metrics)`, before rewards: writes on the
         trajectory what rewards and credit read (values, process rewards, running statistics).
       update: `(state, traj, rewards, key) -> (state, metrics)`, after rewards.
@@ -71,6 +72,8 @@ class PolicyGradient:
 
         batch -> rollout -> annotate -> learners.observe -> reward -> credit -> learners.update -> loss
 
+    With `on_host`, which runs Python between observing and the reward, they are two.
+
     Args:
       config: budget and cadence.
       init: `(key) -> params`, with logical axis names (`LanguageModel.boxed_init`).
@@ -82,7 +85,9 @@ class PolicyGradient:
       annotate: reads frozen parameters (a reference policy, a reward model), before the learners.
       learners: models trained beside the policy, in the order in which they observe.
       measure: `traj -> metrics`, logged at each step beside the usual ones.
-      evaluate: `(params, frozen, key) -> metrics`.
+      on_host: `traj -> {name: [batch] array}`, on a trajectory of NumPy arrays: columns for `info` that only
+        the host can compute (a query's result, a program's exit). On one process.
+      evaluate: `(params, frozen, key) -> metrics`; compiled, but not with `on_host`.
     """
 
     def __init__(
@@ -98,6 +103,7 @@ class PolicyGradient:
         annotate: Annotate | None = None,
         learners: Mapping[str, Learner] | None = None,
         measure: Callable[[Trajectory], Metrics] | None = None,
+        on_host: Callable[[Trajectory], Mapping[str, np.ndarray]] | None = None,
         evaluate=None,
     ):
         self.config, self.init, self.rollout, self.loss = config, init, rollout, loss
@@ -106,30 +112,39 @@ class PolicyGradient:
         updates = config.loop.steps * config.epochs * config.minibatches
         self.tx = make_optimizer(config.optimizer, updates)
         self.mesh = make_mesh(config.mesh)
-        self.loop = Loop(config.loop, self.step, evaluate, self.mesh, watch)
+        self.on_host = on_host
+        step, host = (self.step, False) if on_host is None else (self._step_on_host, True)
+        self._act = jax.jit(self.act, donate_argnums=0)
+        self._learn = jax.jit(self._rewarded, donate_argnums=0)
+        self.loop = Loop(config.loop, step, evaluate, self.mesh, watch, on_host=host)
 
-    def start(self, key: PRNGKeyArray, params=None) -> TrainState:
-        """The state before the first step: from `params`, or from fresh ones."""
+    def start(self, key: PRNGKeyArray, params=None, starts=None) -> TrainState:
+        """The state before the first step: from `params` and `starts`, or from fresh ones."""
+        learners = {name: learner.init for name, learner in self.learners.items()}
+        return initial_state(self.init, self.tx, self.mesh, key, params, learners, starts)
 
-        return initial_state(
-            self.init,
-            self.tx,
-            self.mesh,
-            key,
-            params,
-            {name: learner.init for name, learner in self.learners.items()},
-        )
-
-    def run(self, run: Run, *, params=None, frozen=None, source=None) -> TrainState:
-        """Train one seed; `params` are where the policy starts."""
-        return self.loop.run(run, self.start(run.key, params), source=source, frozen=frozen)
+    def run(self, run: Run, *, params=None, starts=None, frozen=None, source=None) -> TrainState:
+        """Train one seed; the policy starts from `params`, learners from `starts` by their names."""
+        state = self.start(run.key, params, starts)
+        return self.loop.run(run, state, source=source, frozen=frozen)
 
     def step(self, state: TrainState, batch, frozen, key) -> tuple[TrainState, Metrics]:
         """One sampled batch and its updates."""
         act_key, learn_key = jax.random.split(key)
         state, traj, metrics = self.act(state, batch, frozen, act_key)
-        state, more = self.learn(state, traj, self.reward(traj), learn_key)
+        state, more = self._rewarded(state, traj, learn_key)
         return state, joined(metrics, more)
+
+    def _step_on_host(self, state: TrainState, batch, frozen, key) -> tuple[TrainState, Metrics]:
+        """The same in two programs with the host between them."""
+        act_key, learn_key = jax.random.split(key)
+        state, traj, metrics = self._act(state, batch, frozen, act_key)
+        traj = traj.with_info(**self.on_host(jax.device_get(traj)))
+        state, more = self._learn(state, traj, learn_key)
+        return state, joined(metrics, more)
+
+    def _rewarded(self, state, traj, key) -> tuple[TrainState, Metrics]:
+        return self.learn(state, traj, self.reward(traj), key)
 
     def act(self, state, batch, frozen, key) -> tuple[TrainState, Trajectory, Metrics]:
         """Sample a batch and write on it all that rewards and credit will read."""

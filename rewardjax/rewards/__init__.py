@@ -1,6 +1,7 @@
 from rewardjax.rewards.combine import normalised_sum as normalised_sum
 from rewardjax.rewards.combine import product as product
 from rewardjax.rewards.combine import weighted_sum as weighted_sum
+from rewardjax.rewards.filters import within_mean as within_mean
 from rewardjax.rewards.kl import kl_penalty as kl_penalty
 from rewardjax.rewards.reward import Reward as Reward
 from rewardjax.rewards.reward import dense as dense

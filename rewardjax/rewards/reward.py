@@ -7,8 +7,7 @@ from jaxtyping import Array, Bool, Float
 from rewardjax.trajectory import last_step
 
 
-@struct.dataclass
-class Reward:
+class Reward(struct.PyTreeNode):
     """A reward of a batch of trajectories.
 
     Attributes:

@@ -86,21 +86,43 @@ class Loop:
       evaluate: `(params, frozen, key) -> metrics`, run every `evaluate_every` updates, compiled.
       mesh: the devices; None for one.
       watch: reads each program call's metrics, `[steps]` each, and returns warnings.
+      on_host: `step` and `evaluate` need the host and bring their own compiled pieces: they are
+        called once an update rather than compiled.
     """
 
-    def __init__(self, config: LoopConfig, step: Step, evaluate=None, mesh=None, watch=None):
+    def __init__(
+        self,
+        config: LoopConfig,
+        step: Step,
+        evaluate=None,
+        mesh=None,
+        watch=None,
+        *,
+        on_host: bool = False,
+    ):
         self.config, self.mesh = config, mesh
         self._watch: Watch = watch or (lambda values: [])
 
-        def chunk(state, batches, frozen, key):
+        def one(state, batch, frozen, key):
+            state, metrics = step(state, batch, frozen, jax.random.fold_in(key, state.step))
+            return state.replace(step=state.step + 1), {k: m.value for k, m in metrics.items()}
+
+        def scanned(state, batches, frozen, key):
             def body(state, batch):
-                state, metrics = step(state, batch, frozen, jax.random.fold_in(key, state.step))
-                return state.replace(step=state.step + 1), {k: m.value for k, m in metrics.items()}
+                return one(state, batch, frozen, key)
 
-            return jax.lax.scan(body, state, batches, length=self.config.stride)
+            return jax.lax.scan(body, state, batches, length=config.stride)
 
-        self._chunk = jax.jit(chunk, donate_argnums=0)
-        self._evaluate = None if evaluate is None else jax.jit(evaluate)
+        def in_turn(state, batches, frozen, key):
+            rows = []
+            for i in range(config.stride):
+                batch = None if batches is None else jax.tree.map(lambda x, i=i: x[i], batches)
+                state, metrics = one(state, batch, frozen, key)
+                rows.append(metrics)
+            return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+        self._chunk = in_turn if on_host else jax.jit(scanned, donate_argnums=0)
+        self._evaluate = evaluate if on_host or evaluate is None else jax.jit(evaluate)
 
     def run(self, run: Run, state: TrainState, *, source=None, frozen=None) -> TrainState:
         """Train from `state`, or from the newest checkpoint in the run's folder.

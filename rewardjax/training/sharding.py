@@ -77,7 +77,7 @@ def sharded_init(init: Callable[..., Any], mesh: Mesh | None, *args) -> Any:
 
 
 def initial_state(
-    init, tx, mesh: Mesh | None, key: PRNGKeyArray, params=None, learners=None
+    init, tx, mesh: Mesh | None, key: PRNGKeyArray, params=None, learners=None, starts=None
 ) -> TrainState:
     """The train state before the first step, laid out on the mesh.
 
@@ -88,17 +88,24 @@ def initial_state(
       key: consumed.
       params: start from these instead of fresh ones.
       learners: `init` functions of the models trained beside.
-    """
+      starts: by a learner's name, what its `init` takes after the key.
 
-    def create(key, params):
+    Raises:
+      ValueError: a start of no learner.
+    """
+    learners, starts = learners or {}, starts or {}
+    if unknown := sorted(starts.keys() - learners.keys()):
+        raise ValueError(f"starts: expected some of {sorted(learners)}, found {unknown}")
+
+    def create(key, params, starts):
         boxed = init(key) if params is None else like(init(key), params)
-        states = {
-            name: learner(jax.random.fold_in(key, i))
-            for i, (name, learner) in enumerate((learners or {}).items(), start=1)
-        }
+        states = {}
+        for i, (name, learner) in enumerate(learners.items(), start=1):
+            own_key = jax.random.fold_in(key, i)
+            states[name] = learner(own_key, starts[name]) if name in starts else learner(own_key)
         return TrainState.create(boxed, tx, states)
 
-    return sharded_init(create, mesh, key, params)
+    return sharded_init(create, mesh, key, params, starts)
 
 
 def batch_sharding(mesh: Mesh, *, stacked: bool) -> NamedSharding:
