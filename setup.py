@@ -21,6 +21,13 @@ CORE = [
     "tensorboardX>=2.6.5",
 ]
 
+# What some families' experiments need besides; the tests need all of it.
+FAMILIES = {
+    "agents": ["pgx>=2.6"],
+    "control": ["gymnax>=1.0.1"],
+    "generation": ["scikit-learn>=1.7"],
+}
+
 setup(
     name="rewardjax",
     version="0.1.0",
@@ -36,8 +43,9 @@ setup(
             "beartype>=0.22",
             "ruff>=0.14",
             "mypy>=1.19",
-            "scikit-learn>=1.7",
+            *(package for packages in FAMILIES.values() for package in packages),
         ],
+        **FAMILIES,
         "hf": ["safetensors>=0.8.0", "tokenizers>=0.23.2"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

@@ -56,11 +56,21 @@ def test_gae_by_hand_across_a_hole():
     np.testing.assert_allclose(one_step, [[0.0, 3.0, 0.0, 6.0, 0.0]])
 
 
-def numpy_gae(rewards, values, mask, discount, lam):
+def test_gae_of_an_episode_that_was_cut_off_by_hand():
+    cut, ended = 8.0, 0.0
+    traj = trajectory([[1, 1, 0], [1, 1, 0]], values=[[2.0, 4.0, 7.0]] * 2, bootstrap=[cut, ended])
+    rewards = jnp.array([[1.0, 6.0, 9.0]] * 2)
+    # last: 6 + 0.5 * 8 - 4 = 6, or 6 - 4 = 2; first: 1 + 0.5 * 4 - 2 = 1, and a quarter of the last
+    advantages = credit.gae(rewards, traj, discount=0.5, lam=0.5)
+    np.testing.assert_allclose(advantages, [[2.5, 6.0, 0.0], [1.5, 2.0, 0.0]])
+
+
+def numpy_gae(rewards, values, mask, discount, lam, bootstrap=None):
     """Per row: drop the holes, sum the definition's series, put the holes back."""
     advantages = np.zeros_like(rewards)
+    after = np.zeros(len(rewards)) if bootstrap is None else bootstrap
     for row, acted in enumerate(mask):
-        r, v = rewards[row][acted], np.append(values[row][acted], 0.0)
+        r, v = rewards[row][acted], np.append(values[row][acted], after[row])
         errors = r + discount * v[1:] - v[:-1]
         advantages[row, acted] = [
             sum((discount * lam) ** k * error for k, error in enumerate(errors[start:]))
@@ -75,6 +85,16 @@ def test_gae_matches_the_series(rewards, values, mask, discount, lam):
     traj = trajectory(mask, values=values)
     actual = gae(jnp.asarray(rewards), traj, discount=discount, lam=lam)
     expected = numpy_gae(rewards, values, mask, discount, lam)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+@FEW
+@given(reward_arrays, masks, arrays(np.float32, SHAPE[:1], elements=small), st.floats(0, 1))
+def test_gae_with_a_bootstrap_matches_the_series(rewards, mask, bootstrap, lam):
+    values = rewards[::-1] - 1
+    traj = trajectory(mask, values=values, bootstrap=bootstrap)
+    actual = gae(jnp.asarray(rewards), traj, discount=0.9, lam=lam)
+    expected = numpy_gae(rewards, values, mask, 0.9, lam, bootstrap)
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 

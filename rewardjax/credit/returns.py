@@ -2,12 +2,13 @@
 
 Only steps that the policy took exist here: rewards off the mask are ignored, and a discount counts
 acted steps, so that a tool's output between two turns costs nothing. The episode ends, with value
-0, after a row's last acted step.
+0, after a row's last acted step; where it was only cut off there, `info["bootstrap"]` says what the
+critic expects of the rest.
 """
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from rewardjax.trajectory import Trajectory
 
@@ -18,7 +19,8 @@ def discounted_returns(
     rewards: Float[Array, "batch time"], traj: Trajectory, *, discount: Scalar = 1.0
 ) -> Float[Array, "batch time"]:
     """The discounted sum of the rewards from each acted step on; 0 off the mask."""
-    return _lambda_advantages(rewards, jnp.zeros_like(rewards), traj, discount, 1.0)
+    values, ended = jnp.zeros_like(rewards), jnp.zeros(rewards.shape[:1])
+    return _lambda_advantages(rewards, values, ended, traj.mask, discount, 1.0)
 
 
 def gae(
@@ -35,14 +37,16 @@ def gae(
     Args:
       rewards: the reward of each step.
       traj: its `info["values"]`, `[batch, time]`, is the critic's value of the state in which the
-        action at each step is taken.
+        action at each step is taken. `info["bootstrap"]`, `[batch]`, if it has it, is V after a
+        row's last acted step; else that is 0.
       discount: of rewards, in [0, 1], per acted step.
       lam: in [0, 1]; 0 trusts the critic after one step, 1 trusts the returns.
 
     Raises:
       KeyError: `traj.info` lacks `values`.
     """
-    return _lambda_advantages(rewards, _values(traj), traj, discount, lam)
+    bootstrap = traj.info.get("bootstrap", jnp.zeros(rewards.shape[:1]))
+    return _lambda_advantages(rewards, _values(traj), bootstrap, traj.mask, discount, lam)
 
 
 def lambda_returns(
@@ -75,7 +79,8 @@ def _values(traj: Trajectory) -> Float[Array, "batch time"]:
 def _lambda_advantages(
     rewards: Float[Array, "batch time"],
     values: Float[Array, "batch time"],
-    traj: Trajectory,
+    bootstrap: Float[Array, "batch"],
+    mask: Bool[Array, "batch time"],
     discount: Scalar,
     lam: Scalar,
 ) -> Float[Array, "batch time"]:
@@ -90,7 +95,7 @@ def _lambda_advantages(
         carry = (jnp.where(acted, value, next_value), jnp.where(acted, advantage, next_advantage))
         return carry, jnp.where(acted, advantage, 0.0)
 
-    nothing = jnp.zeros(rewards.shape[:1], jnp.float32)
-    steps = (rewards.astype(jnp.float32).T, values.T, traj.mask.T)
-    _, advantages = jax.lax.scan(backward, (nothing, nothing), steps, reverse=True)
+    after = bootstrap.astype(jnp.float32)
+    steps = (rewards.astype(jnp.float32).T, values.T, mask.T)
+    _, advantages = jax.lax.scan(backward, (after, jnp.zeros_like(after)), steps, reverse=True)
     return advantages.T

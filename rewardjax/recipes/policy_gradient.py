@@ -240,6 +240,7 @@ def rollout_metrics(traj: Trajectory, reward: Reward, advantages) -> Metrics:
         "applicable": Mean.of(reward.applicable),
         "advantage_std": Mean.of(masked_std(advantages, traj.mask)),
         "advantage_mean": Mean.of(masked_mean(advantages, traj.mask)),
+        "zero_advantage": Mean.of(jnp.all(advantages == 0, axis=1), acted),
     }
     parts = {f"reward/{name}": Mean.of(x, reward.applicable) for name, x in reward.parts.items()}
     return metrics | parts

@@ -47,6 +47,16 @@ class World(Protocol):
         """Token ids as text."""
 
 
+def policy_on(world: Any, model: TransformerConfig, max_response: int) -> LanguagePolicy:
+    """A fresh model's policy for prompts of `world.prompt_length` tokens; it stops at `world.eos`."""
+    return LanguagePolicy(
+        LanguageModel(model),
+        max_new=max_response,
+        stop=(world.eos,),
+        prompt_columns=world.prompt_length,
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class VerifiedTask:
     """A policy on a world.
@@ -66,13 +76,7 @@ class VerifiedTask:
         cls, world: World, model: TransformerConfig, max_response: int, evaluation_prompts: int
     ) -> "VerifiedTask":
         """A fresh model's policy, which stops at the world's `eos`."""
-        policy = LanguagePolicy(
-            LanguageModel(model),
-            max_new=max_response,
-            stop=(world.eos,),
-            prompt_columns=world.prompt_length,
-        )
-        return cls(world, policy, evaluation_prompts)
+        return cls(world, policy_on(world, model, max_response), evaluation_prompts)
 
     def supervised(self, config: SupervisedConfig, write: Write) -> Supervised:
         """Training on demonstrations, `write(key, prompts) -> (tokens, valid)`."""

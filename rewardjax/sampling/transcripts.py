@@ -22,7 +22,7 @@ def transcripts(
       columns: names of scalar `[batch]` columns of `traj.info` to show beside the text.
       count: rows.
     """
-    tokens, mask, valid = (np.asarray(x[:count]) for x in (traj.tokens, traj.mask, traj.valid))
+    tokens, mask, valid = (np.asarray(x[:count]) for x in (traj.actions, traj.mask, traj.valid))
     numbers = {name: np.asarray(traj.info[name][:count]) for name in columns}
     return [
         {

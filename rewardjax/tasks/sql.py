@@ -127,7 +127,7 @@ class SQLWorld:
         pick = jax.random.randint(word_key, (n, 4), 0, 6)
         tables = zip(self._words, jnp.moveaxis(pick, 1, 0), strict=True)
         aggregate, column, condition, operator = (
-            table[question, choice] for table, choice in tables
+            jnp.asarray(table)[question, choice] for table, choice in tables
         )
         bos, with_, mark = (jnp.full(n, self._id(word)) for word in ("<bos>", "with", "?"))
         number = self._id("0") + value
@@ -137,22 +137,27 @@ class SQLWorld:
         info = {"question": question, "value": value, "database": database}
         return Prompts(tokens, jnp.ones_like(tokens, bool), info)
 
-    def demonstrations(
-        self, key: Key[Array, ""], prompts: Prompts, *, slips: float | Float[Array, ""] = 0.0
+    def answers(
+        self, prompts: Prompts, question: Int[Array, "n"]
     ) -> tuple[Int[Array, "n response"], Bool[Array, "n response"]]:
-        """Reference responses: the columns meant, then the query; `(tokens, valid)`.
+        """Responses in good form, `(tokens, valid)`: the columns meant, then a query.
 
-        With probability `slips` a response answers another question, drawn at random, in good form.
+        They answer `question`, an index into `QUESTIONS`, with the value of the prompt.
         """
-        slip_key, other_key = jax.random.split(key)
-        question = prompts.info["question"]
-        slip = jax.random.bernoulli(slip_key, slips, question.shape)
-        other = jax.random.randint(other_key, question.shape, 0, len(QUESTIONS))
-        question = jnp.where(slip, other, question)
-        tokens, valid = self._references
+        tokens, valid = (jnp.asarray(x)[question] for x in self._references)
         value = self._id("0") + prompts.info["value"][:, None]
-        written = jnp.where(jnp.asarray(tokens)[question] < 0, value, jnp.asarray(tokens)[question])
-        return written, jnp.asarray(valid)[question]
+        return jnp.where(tokens < 0, value, tokens), valid
+
+    def demonstrations(
+        self, key: Key[Array, ""], prompts: Prompts
+    ) -> tuple[Int[Array, "n response"], Bool[Array, "n response"]]:
+        """The reference responses, `(tokens, valid)`; nothing is drawn with `key`."""
+        return self.answers(prompts, prompts.info["question"])
+
+    def agreement(self, asked: Int[Array, "n"], answered: Int[Array, "n"]) -> Float[Array, "n"]:
+        """The share of a question's four parts that another has too."""
+        parts = jnp.asarray(self._parts)
+        return jnp.mean(parts[asked] == parts[answered], axis=1)
 
     def responses(self, traj: Trajectory) -> list[str]:
         """What the policy wrote in each row of a trajectory on the host, `eos` left out."""
@@ -174,6 +179,15 @@ class SQLWorld:
 
     def _id(self, word: str) -> int:
         return self.vocabulary.index(word)
+
+    @functools.cached_property
+    def _parts(self) -> Int[np.ndarray, "questions four"]:
+        """Each question's parts as numbers."""
+        tables = (AGGREGATES, COLUMNS, COLUMNS, OPERATORS)
+        known = [list(table) for table in tables]
+        return np.array(
+            [[names.index(part) for names, part in zip(known, q, strict=True)] for q in QUESTIONS]
+        )
 
     @functools.cached_property
     def _words(self) -> tuple[Int[np.ndarray, "questions six"], ...]:
