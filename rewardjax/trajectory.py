@@ -7,6 +7,7 @@ for a robot; nothing below depends on which.
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -52,7 +53,7 @@ class Trajectory(struct.PyTreeNode):
         """The token ids of a language model's trajectory."""
         return self.actions
 
-    def with_info(self, **columns: Array) -> "Trajectory":
+    def with_info(self, **columns: Array | np.ndarray) -> "Trajectory":
         """The same trajectory with these columns added to `info`."""
         return self.replace(info={**self.info, **columns})
 
@@ -148,6 +149,16 @@ def last_step(mask: Bool[Array, "batch time"]) -> Bool[Array, "batch time"]:
 def first_step(mask: Bool[Array, "batch time"]) -> Bool[Array, "batch time"]:
     """On at the first step of each row that the policy took; off everywhere in a row with none."""
     return mask & (jnp.cumsum(mask, axis=-1) == 1)
+
+
+def turn_ends(traj: Trajectory) -> Bool[Array, "batch time"]:
+    """On at the last step that the policy took in each turn.
+
+    Reads `info["turn"]`, `[batch, time]`: the number of the turn to which a step belongs.
+    """
+    turn = traj.info["turn"]
+    goes_on = traj.mask[:, 1:] & (turn[:, 1:] == turn[:, :-1])
+    return traj.mask & ~jnp.pad(goes_on, ((0, 0), (0, 1)))
 
 
 def returns_to_go(

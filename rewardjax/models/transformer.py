@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from rewardjax.models.attention import LayerCache, attend, attention_mask, rotate
 from rewardjax.models.projection import project
@@ -111,6 +111,14 @@ def check_length(config: TransformerConfig, length: int) -> None:
     if length > config.context:
         raise ValueError(
             f"sequence of {length} tokens is longer than the model's context={config.context}"
+        )
+
+
+def check_gaps(config: TransformerConfig) -> None:
+    """Raises ValueError where a layer's window counts slots, so that a cache must not have gaps."""
+    if "local" in config.spans:
+        raise ValueError(
+            f"spans: expected 'global' attention only over a cache with gaps, found {config.spans}"
         )
 
 
@@ -306,6 +314,7 @@ class Transformer(nn.Module):
         segments: Int[Array, "batch time"],
         positions: Int[Array, "batch time"] | None = None,
         cache: Cache | None = None,
+        given: tuple[Float[Array, "batch time width"], Bool[Array, "batch time"]] | None = None,
     ) -> tuple[Float[Array, "batch time width"], Cache | None]:
         """Hidden states after the final norm.
 
@@ -315,6 +324,7 @@ class Transformer(nn.Module):
             sees only its own segment.
           positions: position of each token; counted per segment if None.
           cache: keys and values of what came before; `tokens` are then appended to it.
+          given: embeddings that stand in for those of the tokens, and where they do (an image's).
         """
         c = self.config
         check_length(c, tokens.shape[1])
@@ -338,6 +348,8 @@ class Transformer(nn.Module):
         x = self.embedding.astype(c.dtype)[tokens]
         if c.embedding_scale:
             x = x * jnp.asarray(c.width**0.5, x.dtype)
+        if given is not None:
+            x = jnp.where(given[1][..., None], given[0].astype(x.dtype), x)
         x = constrain(x, "batch", None, "width")
         layers = None if cache is None else cache.layers
         x, layers = self._stack(x, layers, positions, masks, slot)
