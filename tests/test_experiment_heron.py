@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.control.heron import EXPERIMENT, MINI, control_policy, heron_reward, summary
+from experiments.control.heron import EXPERIMENT, MINI, heron_reward, task_of
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Trajectory
 
 SMOKE = EXPERIMENT.scales["smoke"]
 KEY = jax.random.key(0)
+POINT = task_of(MINI).policy.environment
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,7 +37,7 @@ def trajectory(factors, mask=None):
 
 def test_summary_by_hand():
     factors = [[[1.0, 2.0, 4.0], [0.05, 4.0, 2.0], [9.0, 9.0, 9.0]]] * 2
-    found = summary(MINI, trajectory(factors, [[1, 1, 0], [1, 0, 0]]))
+    found = task_of(MINI).summary(trajectory(factors, [[1, 1, 0], [1, 0, 0]]))
     np.testing.assert_allclose(found, [[0.0, 3.0, 3.0], [1.0, 2.0, 4.0]])
 
 
@@ -44,7 +45,7 @@ def learn(factors, *, unit=1.0, rounds=60, **settings):
     """The learned reward of each step, and the last metrics."""
     config = dataclasses.replace(MINI, **settings)
     units = jnp.array([1.0, unit, 1.0])
-    learner = heron_reward(config, lambda t: units * t.info["factors"], (0, 1, 2))
+    learner = heron_reward(config, POINT, lambda t: units * t.info["factors"], (0, 1, 2))
     observe, state, traj = jax.jit(learner.observe), nn.meta.unbox(learner.init(KEY)), None
     for i in range(rounds):
         key = jax.random.fold_in(KEY, i)
@@ -75,7 +76,7 @@ def test_no_unit_of_effort_matters_and_margins_beyond_reach_leave_the_first_fact
 
 
 def test_steps_after_an_episodes_end_are_not_compared():
-    learner = heron_reward(MINI, lambda t: t.info["factors"], (0, 1, 2))
+    learner = heron_reward(MINI, POINT, lambda t: t.info["factors"], (0, 1, 2))
     traj = trajectory(np.ones((32, 16, 3)), np.zeros((32, 16)))
     state = nn.meta.unbox(learner.init(KEY))
     (fitted, _), seen, metrics = jax.jit(learner.observe)(state, traj, KEY)
@@ -111,7 +112,7 @@ def test_the_published_pendulum_runs(tmp_path):
         evaluation_episodes=8,
         ppo=dataclasses.replace(paper.ppo, rl=rl),
     )
-    starts = control_policy(config).environment.reset(KEY, 8)
+    starts = task_of(config).starts(KEY)
     with Run(tmp_path, 0, "heron_x100") as run:
         shared = (starts, jnp.zeros((8, 3)))
         metrics = EXPERIMENT.arms["heron_x100"].build(config)(run, shared)

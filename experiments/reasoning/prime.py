@@ -23,9 +23,10 @@ from rewardjax.models.presets import QWEN25_7B
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.credit_quality import slip_auc
 from rewardjax.recipes.implicit_reward import fitted_to_rollouts, implicit_process_reward
+from rewardjax.recipes.learning_curve import learning_curve
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.verified_task import VerifiedTask, learning_curve
+from rewardjax.recipes.verified_task import VerifiedTask
 from rewardjax.tasks.arithmetic import Arithmetic
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke

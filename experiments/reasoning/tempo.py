@@ -23,9 +23,10 @@ from rewardjax.models.presets import QWEN3_1_7B
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.credit_quality import credit_watch
 from rewardjax.recipes.critic import critic
+from rewardjax.recipes.learning_curve import learning_curve
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.verified_task import VerifiedTask, learning_curve
+from rewardjax.recipes.verified_task import VerifiedTask
 from rewardjax.statistics import Mean
 from rewardjax.tasks.decision_tree import DecisionTree
 from rewardjax.tasks.external import require_generated

@@ -7,7 +7,6 @@ from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rewardjax.credit import Credit
@@ -21,7 +20,6 @@ from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.rewards import Reward
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.transcripts import transcripts
-from rewardjax.training.loop import LoopConfig
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Prompts, Trajectory
 
@@ -141,20 +139,3 @@ class VerifiedTask:
         """Write a few responses to the stage's samples."""
         traj = self.sampled(params, stage.key, 8)
         stage.samples(step, transcripts(traj, self.world.decode, columns=("correct",)))
-
-
-def learning_curve(stage: Run, loop: LoopConfig, target: float) -> dict[str, float]:
-    """What `eval/accuracy` says of a stage.
-
-    Returns:
-      `accuracy` at the end; `auc`, its mean over the evaluations; `updates_to_target`, the first
-      evaluated update at which it is at least `target`, and all of the loop's where it never is.
-    """
-    curve = stage.history("eval/accuracy")
-    reached = np.flatnonzero(curve >= target)
-    updates = loop.evaluate_every * (reached[0] + 1) if reached.size else loop.steps
-    return {
-        "accuracy": float(curve[-1]),
-        "auc": float(np.mean(curve)),
-        "updates_to_target": float(updates),
-    }
