@@ -23,8 +23,8 @@ CORE = [
 
 # What some families' experiments need besides; the tests need all of it.
 FAMILIES = {
-    "agents": ["pgx>=2.6"],
     "control": ["gymnax>=1.0.1"],
+    "games": ["pgx>=2.6"],
     "generation": ["scikit-learn>=1.7"],
 }
 

@@ -11,12 +11,11 @@ and `ratio` are null.
 import argparse
 import dataclasses
 import json
-import resource
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.lm_steps import hardware, seconds_per_call, stepper
+from benchmarks.measure import report, seconds_per_call, stepper
 from rewardjax.envs.control import gymnax_environment
 from rewardjax.recipes.control import PPOConfig, ppo
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
@@ -72,17 +71,14 @@ def main() -> None:
     ours, peer = s.episodes * s.time_limit / seconds, None
     if arguments.peer_python:
         peer = measure_peer(arguments.peer_python, s, arguments.updates)
-    line = {
-        "benchmark": f"ppo_{s.environment}",
-        "ours": round(ours),
-        "peer": None if peer is None else round(peer),
-        "ratio": None if peer is None else round(ours / peer, 2),
-        "unit": "environment steps a second",
-        "hardware": hardware(),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "compile_seconds": round(first - seconds, 2),
-    }
-    print(json.dumps(line), flush=True)
+    report(
+        f"ppo_{s.environment}",
+        round(ours),
+        peer and round(peer),
+        "environment steps a second",
+        first - seconds,
+        more_is_better=True,
+    )
 
 
 if __name__ == "__main__":

@@ -10,10 +10,7 @@ datasets; without it `peer` and `ratio` are null.
 import argparse
 import dataclasses
 import json
-import platform
-import resource
 import subprocess
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.measure import report, seconds_per_call, stepper
 from rewardjax import credit, losses, rewards
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
@@ -133,32 +131,6 @@ def generation(s: Shapes) -> Callable:
     return lambda i: sample(params, asked, jax.random.fold_in(key, i)).tokens
 
 
-def stepper(program, batch, frozen) -> Callable:
-    """`i -> metrics`: the program's jitted, donating step applied to its own state."""
-    step = jax.jit(program.step, donate_argnums=0)
-    state = program.start(jax.random.key(0))
-
-    def one(i: int):
-        nonlocal state
-        state, metrics = step(state, batch, frozen, jax.random.key(i))
-        return metrics
-
-    return one
-
-
-def seconds_per_call(call: Callable, repeats: int) -> tuple[float, float]:
-    """(median seconds of a call, seconds of the first call)."""
-    start = time.perf_counter()
-    jax.block_until_ready(call(0))
-    first = time.perf_counter() - start
-    times = []
-    for i in range(1, repeats + 1):
-        start = time.perf_counter()
-        jax.block_until_ready(call(i))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times)), first
-
-
 BENCHMARKS: dict[str, Callable[[Shapes], Callable]] = {
     "grpo_step": grpo,
     "dpo_step": dpo,
@@ -177,12 +149,6 @@ def measure_peer(python: str, name: str, s: Shapes, repeats: int) -> float:
     return float(json.loads(found.stdout.strip().splitlines()[-1])["seconds"])
 
 
-def hardware() -> str:
-    """The device that was measured."""
-    device = jax.devices()[0]
-    return f"{device.device_kind} ({platform.processor() or platform.machine()})"
-
-
 def main() -> None:
     """Run the benchmarks named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -198,17 +164,7 @@ def main() -> None:
         peer = None
         if arguments.peer_python:
             peer = measure_peer(arguments.peer_python, name, shapes, arguments.repeats)
-        line = {
-            "benchmark": name,
-            "ours": round(ours, 5),
-            "peer": None if peer is None else round(peer, 5),
-            "ratio": None if peer is None else round(peer / ours, 2),
-            "unit": "seconds a call",
-            "hardware": hardware(),
-            "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-            "compile_seconds": round(first - ours, 2),
-        }
-        print(json.dumps(line), flush=True)
+        report(name, round(ours, 5), peer and round(peer, 5), "seconds a call", first - ours)
 
 
 if __name__ == "__main__":
