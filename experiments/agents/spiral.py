@@ -7,8 +7,7 @@ each role of each game has its own moving average of outcomes, read before the o
     A_{g,p} = R_p - b_{g,p}        b_{g,p} <- alpha b_{g,p} + (1 - alpha) R_p
 
 Miniature: Kuhn poker, where role 0 loses 1/18 on average, and a bidding game in which it is ahead by
-0.7, played by one small transformer that knows the rules and may think before it moves. How far each
-game's policy is from an equilibrium is computed exactly.
+0.7, played by one small transformer that knows the rules. Exploitability is computed exactly.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ from rewardjax.credit.role_baseline import baseline_advantages
 from rewardjax.envs.games import Bidding, KuhnPoker, Table
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.language_model import LanguageModel
-from rewardjax.models.presets import QWEN3_1_7B
+from rewardjax.models.presets import QWEN3_4B
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import language_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
@@ -89,9 +88,8 @@ def prepare(config):
         start_key, key = jax.random.split(key)
         return language_batch(random_play(jax.random.split(start_key, n), key))
 
-    program = Supervised(
-        config.sft, init=model.boxed_init, loss=language_modelling(model), batches=batches
-    )
+    loss = language_modelling(model)
+    program = Supervised(config.sft, init=model.boxed_init, loss=loss, batches=batches)
     return lambda run: program.run(run.stage("sft")).params
 
 
@@ -114,7 +112,7 @@ def train(config, *, baseline, credit=baseline_advantages, opponent=None):
         counted=lambda traj: traj.info["opening"],
         decay=config.decay,
     )
-
+    bonus = losses.entropy_bonus(config.entropy)
     program = PolicyGradient(
         config.rl,
         init=play.policy.model.boxed_init,
@@ -123,11 +121,7 @@ def train(config, *, baseline, credit=baseline_advantages, opponent=None):
         reward=lambda traj: rewards.outcome(traj.info["outcome"], traj.mask, name="won"),
         credit=credit,
         loss=scored(
-            play.score,
-            losses.policy_loss(
-                surrogate=losses.clipped(0.2),
-                regularisers=(losses.entropy_bonus(config.entropy),),
-            ),
+            play.score, losses.policy_loss(surrogate=losses.clipped(0.2), regularisers=(bonus,))
         ),
         learners={"baseline": learner},
         measure=lambda traj: {"invalid": Mean.of(traj.info["invalid"], jnp.any(traj.mask, axis=1))},
@@ -150,12 +144,8 @@ def train(config, *, baseline, credit=baseline_advantages, opponent=None):
 
 
 MINI = Config()
-QWEN3_4B = dataclasses.replace(
-    QWEN3_1_7B, layers=36, width=2560, heads=32, mlp_width=9728, context=8192
-)
-# 32 games of each kind are about the paper's batch of 128 turns; epochs, learning rate, steps, decay and
-# longest response are the paper's, and so is the model. Its games (Kuhn poker, tic-tac-toe, simple
-# negotiation) are played in words through TextArena.
+# 32 games of each kind are about the paper's batch of 128 turns; the rest is the paper's, but for its
+# games (Kuhn poker, tic-tac-toe, simple negotiation), which are played in words through TextArena.
 PAPER = Config(
     data="textarena",
     model=QWEN3_4B,
@@ -171,12 +161,10 @@ PAPER = Config(
 )
 SMOKE = smoke(MINI, model=dataclasses.replace(MINI.model, layers=1))
 
-VARIANCE = "method: role means are taken out of the advantage"
-COLLAPSE = "ablation without RAE"
-EVEN = (
-    "what Kuhn's roles expect differs by 1/9, its outcomes by up to 4: there is little to take out"
-)
-BONUS = "every arm has an entropy bonus, without which self-play of a policy this small ends early"
+VARIANCE, COLLAPSE = "method: role means leave the advantage", "ablation without RAE"
+EVEN = "what Kuhn's roles expect differs by 1/9 only, its outcomes by up to 4"
+BONUS = "every arm has an entropy bonus, which the paper has not"
+
 EXPERIMENT = Experiment(
     paper=Paper(
         title="SPIRAL: Self-Play on Zero-Sum Games Incentivizes Reasoning via Multi-Agent "
@@ -192,8 +180,7 @@ EXPERIMENT = Experiment(
         ),
         "shared_ema": Arm(partial(train, baseline=either_role), "one baseline"),
         "fixed_random_opponent": Arm(
-            partial(train, baseline=role_in_game, opponent=uniform_opponent),
-            "legal moves at random in the other seat",
+            partial(train, baseline=role_in_game, opponent=uniform_opponent), "legal random moves"
         ),
     },
     scales={"mini": MINI, "smoke": SMOKE, "paper": PAPER},

@@ -59,8 +59,8 @@ class Config:
     full: SupervisedConfig = SupervisedConfig(64, optimizer=FAST, loop=LoopConfig(300, 50))
     judge: SupervisedConfig = SupervisedConfig(64, optimizer=FAST, loop=LoopConfig(200, 50))
     rl: PolicyGradientConfig = PolicyGradientConfig(
-        prompts=8,
-        optimizer=OptimizerConfig(learning_rate=1e-3),
+        prompts=16,
+        optimizer=OptimizerConfig(learning_rate=5e-4),
         loop=LoopConfig(steps=120, steps_per_call=10, evaluate_every=20),
     )
     group_size: int = 8
@@ -163,8 +163,7 @@ PAPER = Config(
     max_response=2048,
 )
 SMOKE = smoke(MINI, demonstrations=(64, 64), evaluation_prompts=16)
-SPARSE = "motivation: execution alone is sparse"
-ABLATION = "reward ablation"
+SPARSE, ABLATION = "motivation: execution alone is sparse", "reward ablation"
 
 EXPERIMENT = Experiment(
     paper=Paper(

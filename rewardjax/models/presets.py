@@ -81,3 +81,5 @@ QWEN25_7B = dataclasses.replace(
     mlp_width=18_944,
     tied_embeddings=False,
 )
+
+QWEN3_4B = dataclasses.replace(QWEN3_1_7B, layers=36, width=2560, heads=32, mlp_width=9728)
