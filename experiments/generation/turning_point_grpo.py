@@ -21,15 +21,15 @@ from rewardjax import credit, losses, rewards
 from rewardjax.credit.turning_point import stepwise_group_relative, turning_point, turning_points
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.flow import DiTConfig, FlowConfig, FlowModel, MLPConfig
-from rewardjax.pictures import grid
 from rewardjax.recipes.flow_matching import flow_matching, noised
+from rewardjax.recipes.flow_study import FlowStudy
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
 from rewardjax.recipes.step_effects import agreement_study, increments, with_stages
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling import flow
 from rewardjax.statistics import Mean
 from rewardjax.tasks.external import require_generated
-from rewardjax.tasks.mixture import AskedMode, scatter
+from rewardjax.tasks.mixture import AskedMode
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
 
@@ -95,25 +95,15 @@ def prepare(config):
     return lambda run: program.run(run.stage("pretrain")).params
 
 
-def drawn(config, params, key):
-    """Samples by the ODE for evaluation, and what was asked for."""
-    start_key, ask_key = jax.random.split(key)
-    start = jax.random.normal(start_key, (config.evaluation_samples, *config.model.event))
-    asked = config.world.conditions(ask_key, config.evaluation_samples)
-    times = flow.time_grid(config.evaluation_steps, shift=config.shift)
-    velocity = partial(FlowModel(config.model).velocity, params)
-    return flow.ode_sample(velocity, start, asked, times), asked
-
-
 def paid_at_the_end(traj):
     """Flow-GRPO's reward: the sample's."""
     return rewards.outcome(traj.info["stages"][:, -1], traj.mask)
 
 
-def train(config, *, assign, paid=increments):
-    """One arm: the clipped surrogate on the advantages of `assign` from the rewards of `paid`."""
+def train(config, *, credit, reward=increments):
+    """One arm: the clipped surrogate on the advantages of `credit` from the rewards of `reward`."""
     world, policy = config.world, flow_policy(config, config.group_size)
-    assign, completed = partial(assign, group_size=config.group_size), paid is increments
+    credit, completed = partial(credit, group_size=config.group_size), reward is increments
 
     def rollout(params, condition, key):
         traj = policy.rollout(params, condition, key)
@@ -126,16 +116,15 @@ def train(config, *, assign, paid=increments):
         found = {"final_reward": Mean.of(traj.info["stages"][:, -1])}
         if completed:
             found["turning_points"] = Mean.of(
-                turning_points(paid(traj).steps, traj.mask), traj.mask
+                turning_points(reward(traj).steps, traj.mask), traj.mask
             )
         return found
 
-    def evaluate(params, frozen, key):
-        x, asked = drawn(config, params, key)
-        hits = world.mixture.nearest(x) == asked
-        return {"reward": jnp.mean(world.reward(x, asked)), "hits": jnp.mean(hits)}
-
     surrogate = losses.clipped(config.clip, config.clip)
+    close = losses.kl_to_reference(config.kl)
+    study = FlowStudy(
+        world, flow_policy(config), config.evaluation_steps, config.evaluation_samples
+    )
     program = PolicyGradient(
         config.rl,
         init=FlowModel(config.model).boxed_init,
@@ -144,55 +133,23 @@ def train(config, *, assign, paid=increments):
         annotate=lambda frozen, traj: traj.with_info(
             reference_logprobs=policy.score(frozen, traj).logprobs
         ),
-        reward=paid,
-        credit=assign,
-        loss=scored(
-            policy.score,
-            losses.policy_loss(
-                surrogate=surrogate, regularisers=(losses.kl_to_reference(config.kl),)
-            ),
-        ),
+        reward=reward,
+        credit=credit,
+        loss=scored(policy.score, losses.policy_loss(surrogate=surrogate, regularisers=(close,))),
         measure=measure,
-        evaluate=evaluate,
+        evaluate=study.evaluate,
     )
     settings = {"continuations": config.continuations, "early": config.early}
-    study = jax.jit(agreement_study(policy, world.reward, paid, assign, **settings))
-    draw = jax.jit(partial(drawn, config))
+    agreement = jax.jit(agreement_study(policy, world.reward, reward, credit, **settings))
 
     def run_seed(run, shared):
-        stage = run.stage("rl")
-        params = program.run(stage, params=shared, frozen=shared).params
-        show(config, stage, *draw(params, stage.key))
-        found = results(config, stage, completed)
-        found |= study(shared, jnp.arange(config.studied), run.key)
-        return {name: float(value) for name, value in found.items()}
+        stage, loop = run.stage("rl"), config.rl.loop
+        study.show(stage, program.run(stage, params=shared, frozen=shared).params, loop.steps)
+        found = study.results(stage, loop, completed=completed)
+        found["turning_points"] = np.mean(stage.history("turning_points")) if completed else 0.0
+        return found | agreement(shared, jnp.arange(config.studied), run.key)
 
     return run_seed
-
-
-def show(config, stage, x, asked):
-    """Some samples in numbers; scatter plots of four conditions."""
-    reward = config.world.reward(x, asked)
-    rows = [{"asked": a, "x": p, "reward": r} for a, p, r in zip(asked[:8], x[:8], reward[:8])]
-    stage.samples(config.rl.loop.steps, rows)
-    clouds = [scatter(np.asarray(x)[np.asarray(asked) == mode]) for mode in range(4)]
-    stage.picture("samples", grid(clouds, 4, scale=3))
-
-
-def results(config, stage, completed):
-    """What the curves come to, at equal updates and at equal evaluations of the network."""
-    loop, curve = config.rl.loop, stage.history("eval/reward")
-    # Training a step costs a forward pass and, as two more, a backward pass.
-    costs = [flow_policy(config).evaluations(completed=x) for x in (False, completed)]
-    cheapest, own = (3 * config.window + cost for cost in costs)
-    affordable = int(loop.steps * cheapest / own // loop.evaluate_every)
-    return {
-        "reward": curve[-1],
-        "auc": np.mean(curve),
-        "reward_at_equal_evaluations": curve[max(affordable, 1) - 1],
-        "hits": stage.history("eval/hits")[-1],
-        "turning_points": np.mean(stage.history("turning_points")) if completed else 0.0,
-    }
 
 
 MINI = Config()
@@ -241,15 +198,15 @@ EXPERIMENT = Experiment(
     prepare=prepare,
     arms={
         "flow_grpo": Arm(
-            partial(train, assign=credit.group_relative, paid=paid_at_the_end),
+            partial(train, credit=credit.group_relative, reward=paid_at_the_end),
             "one advantage a sample",
         ),
-        "incremental": Arm(partial(train, assign=stepwise_group_relative), "r_k = d_k"),
-        "tp_grpo": Arm(partial(train, assign=turning_point)),
-        "inconsistent": Arm(partial(train, assign=partial(turning_point, consistent=False))),
-        "unbalanced": Arm(partial(train, assign=partial(turning_point, balance=False))),
-        "additive": Arm(partial(train, assign=partial(turning_point, additive=True))),
-        "trendless": Arm(partial(train, assign=partial(turning_point, trend=False))),
+        "incremental": Arm(partial(train, credit=stepwise_group_relative), "r_k = d_k"),
+        "tp_grpo": Arm(partial(train, credit=turning_point)),
+        "inconsistent": Arm(partial(train, credit=partial(turning_point, consistent=False))),
+        "unbalanced": Arm(partial(train, credit=partial(turning_point, balance=False))),
+        "additive": Arm(partial(train, credit=partial(turning_point, additive=True))),
+        "trendless": Arm(partial(train, credit=partial(turning_point, trend=False))),
     },
     scales={"mini": MINI, "smoke": SMOKE, "paper": PAPER},
     claims=[
