@@ -28,5 +28,5 @@ def test_rows_that_do_not_apply_are_not_in_the_mean():
 
 def test_a_range_the_wrong_way_round_is_refused():
     reward = rewards.outcome(jnp.zeros(10), MASK)
-    with pytest.raises(ValueError, match="expected low <= high, found 0.8 and 0.2"):
+    with pytest.raises(ValueError, match=r"expected low <= high, found 0\.8 and 0\.2"):
         rewards.within_mean(reward, 5, 0.8, 0.2)
