@@ -38,7 +38,7 @@ class LanguageModel:
     config: TransformerConfig
 
     @property
-    def module(self) -> Transformer:
+    def module(self) -> nn.Module:
         """The Flax module behind the functions."""
         return Transformer(self.config)
 
@@ -51,8 +51,14 @@ class LanguageModel:
         """Fresh parameters: a pytree of arrays."""
         return nn.meta.unbox(self.boxed_init(key))
 
-    def hidden(self, params, tokens, segments, positions=None, cache=None):
-        """Hidden states `[batch, time, width]`, and the cache if there is one."""
+    def hidden(self, params, tokens, segments, positions=None, cache=None, *, image=None):
+        """Hidden states `[batch, time, width]`, and the cache if there is one.
+
+        Raises:
+          ValueError: there is an `image`; `models.vision` has the model that reads one.
+        """
+        if image is not None:
+            raise ValueError(f"image: expected none (a text model), found shape {image.shape}")
         return self.module.apply({"params": params}, tokens, segments, positions, cache)
 
     def unembed(self, params, hidden):
@@ -70,13 +76,14 @@ class LanguageModel:
         segments: Int[Array, "batch time"],
         *,
         start: int = 0,
+        image: Float[Array, "batch height wide channels"] | None = None,
     ) -> Float[Array, "batch scored vocab"]:
         """Logits of the distribution that `tokens[b, t]` was drawn from, for `t >= start`.
 
         Entry `[b, t - start]` is computed from `tokens[b, :t]` alone. Where there is nothing before
         a token (`scored_mask` is off) its logits are those of an empty stream and mean nothing.
         """
-        hidden, _ = self.hidden(params, tokens, segments)
+        hidden, _ = self.hidden(params, tokens, segments, image=image)
         return self.unembed(params, state_before(hidden)[:, start:])
 
     def score(
@@ -87,6 +94,7 @@ class LanguageModel:
         *,
         temperature: float = 1.0,
         start: int = 0,
+        image: Float[Array, "batch height wide channels"] | None = None,
     ) -> tuple[Float[Array, "batch time"], Float[Array, "batch time"]]:
         """Log-probability of every token given those before it, and the entropy there (nats).
 
@@ -96,12 +104,13 @@ class LanguageModel:
           segments: 0 on padding, from 1 on a number for each packed document.
           temperature: the logits are divided by it.
           start: tokens before this column are not scored (a known prompt); saves their logits.
+          image: what each row shows, for a model that reads images.
 
         Returns:
           Two float32 arrays aligned with `tokens`; 0 on padding, on the first token of a document
           and before `start`.
         """
-        logits = self.logits(params, tokens, segments, start=start) / temperature
+        logits = self.logits(params, tokens, segments, start=start, image=image) / temperature
         known = scored_mask(segments)
         fill = ((0, 0), (start, 0))
         logprobs = jnp.pad(gather_logprobs(logits, tokens[:, start:]), fill)

@@ -84,6 +84,7 @@ def generate(
       model: the model to decode.
       params: its parameters.
       prompts: `batch` prompts of equal or mixed length; an empty prompt is an error of the caller.
+        `info["image"]` is what each shows, for a model that reads images.
       key: consumed.
       max_new: longest response, its stop token included.
       stop: token ids that end a response (and belong to it).
@@ -122,7 +123,9 @@ def generate(
         return (cache, token, alive & ~ends(token)), _Step(token, logprob, alive)
 
     cache = model.init_cache(tokens.shape[0], columns + max_new)
-    hidden, cache = model.hidden(params, tokens, valid.astype(jnp.int32), None, cache)
+    hidden, cache = model.hidden(
+        params, tokens, valid.astype(jnp.int32), None, cache, image=prompts.info.get("image")
+    )
     logits = jnp.repeat(model.unembed(params, hidden[:, -1]), group_size, axis=0)
     cache = _repeat_rows(cache, group_size, model.config.scan)
     keys = jax.random.split(key, max_new)

@@ -55,5 +55,6 @@ class LanguagePolicy:
             traj.valid.astype("int32"),
             temperature=self.temperature or 1.0,
             start=self.prompt_columns,
+            image=traj.info.get("image"),
         )
         return Scores(logprobs, entropy)

@@ -1,0 +1,80 @@
+"""A policy that answers with a box: how it is rewarded, examined and looked at."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from rewardjax import rewards
+from rewardjax.losses import Loss, cross_entropy
+from rewardjax.pictures import grid
+from rewardjax.rewards import grounding
+from rewardjax.sampling.language_policy import LanguagePolicy
+from rewardjax.statistics import masked_mean
+from rewardjax.tasks.screens import SIZES, Screens, picture
+from rewardjax.trajectory import Trajectory
+
+# What predicted boxes earn beside gold ones.
+BoxReward = Callable[
+    [Float[Array, "batch 4"], Float[Array, "batch 4"]],
+    Float[Array, "batch"],
+]
+PREDICTED, GOLD = (1.0, 0.2, 1.0), (1.0, 1.0, 1.0)  # colours of outlines: pink, white
+
+
+@dataclasses.dataclass(frozen=True)
+class Locator:
+    """Pure functions of a policy's `params`; only `picture` runs on the host.
+
+    Attributes:
+      world: the screens.
+      policy: answers with boxes.
+      screens: in an examination.
+    """
+
+    world: Screens
+    policy: LanguagePolicy
+    screens: int = 512
+
+    def survey_loss(self, params, batch: Trajectory, frozen=None) -> Loss:
+        """Next-token loss on the boxes of `Screens.surveys`."""
+        # Names are asked for in between, so that scores start with the image's end.
+        policy = dataclasses.replace(self.policy, prompt_columns=self.world.patches + 1)
+        return Loss({"nll": cross_entropy(policy.score(params, batch).logprobs, batch.mask)}, {})
+
+    def reward(self, traj: Trajectory, judge: BoxReward) -> rewards.Reward:
+        """What `judge` gives for each box; 0 for an answer that is not one."""
+        boxes, proper = self.world.answered(traj)
+        values = jnp.where(proper, judge(boxes, traj.info["box"]), 0.0)
+        return rewards.outcome(values, traj.mask, name="box")
+
+    def examine(self, params, frozen, key: PRNGKeyArray) -> dict[str, Array]:
+        """Greedy answers on fresh screens.
+
+        Returns:
+          `hit`: share of answers whose centre is in the gold box; `hit_large`, `hit_middle` and
+          `hit_tiny` by the element's size. `distance`: of the centres, in pixels. `iou`: in [0, 1].
+          `proper`: share of answers that are boxes.
+        """
+        greedy = dataclasses.replace(self.policy, temperature=0.0, group_size=1)
+        traj = greedy.rollout(params, self.world.prompts(key, self.screens), key)
+        (boxes, proper), gold, size = self.world.answered(traj), traj.info["box"], traj.info["size"]
+        hit = grounding.point_in_box(boxes, gold) * proper
+        return {
+            "hit": jnp.mean(hit),
+            "distance": jnp.mean(grounding.distance(boxes, gold)),
+            "iou": jnp.mean(grounding.iou(boxes, gold) * proper),
+            "proper": jnp.mean(proper),
+        } | {f"hit_{name}": masked_mean(hit, size == i) for i, name in enumerate(SIZES)}
+
+    def picture(self, params, key: PRNGKeyArray, count: int = 12) -> np.ndarray:
+        """Screens with the gold boxes in white and greedy answers in pink: uint8 pixels."""
+        greedy = dataclasses.replace(self.policy, temperature=0.0, group_size=1)
+        traj = jax.jit(greedy.rollout)(params, self.world.prompts(key, count), key)
+        columns = traj.info["image"], traj.info["box"], self.world.answered(traj)[0]
+        rows = zip(*map(np.asarray, columns))
+        drawn = [picture(x, [(gold, GOLD), (box, PREDICTED)]) for x, gold, box in rows]
+        return grid(drawn, columns=4, gap=4)
