@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.control.heron import EXPERIMENT, MINI, heron_reward, task_of
+from experiments.control.heron import EXPERIMENT, MINI, SIGNS, task_of
+from rewardjax.recipes.lexicographic_reward import lexicographic_reward
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Trajectory
 
 SMOKE = EXPERIMENT.scales["smoke"]
 KEY = jax.random.key(0)
-POINT = task_of(MINI).policy.environment
+POLICY = task_of(MINI).policy
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -43,9 +44,11 @@ def test_summary_by_hand():
 
 def learn(factors, *, unit=1.0, rounds=60, **settings):
     """The learned reward of each step, and the last metrics."""
-    config = dataclasses.replace(MINI, **settings)
+    config = dataclasses.replace(MINI.comparison, **settings)
     units = jnp.array([1.0, unit, 1.0])
-    learner = heron_reward(config, POINT, lambda t: units * t.info["factors"], (0, 1, 2))
+    learner = lexicographic_reward(
+        POLICY, config, 120, factors=lambda t: units * t.info["factors"], signs=SIGNS
+    )
     observe, state, traj = jax.jit(learner.observe), nn.meta.unbox(learner.init(KEY)), None
     for i in range(rounds):
         key = jax.random.fold_in(KEY, i)
@@ -76,7 +79,9 @@ def test_no_unit_of_effort_matters_and_margins_beyond_reach_leave_the_first_fact
 
 
 def test_steps_after_an_episodes_end_are_not_compared():
-    learner = heron_reward(MINI, POINT, lambda t: t.info["factors"], (0, 1, 2))
+    learner = lexicographic_reward(
+        POLICY, MINI.comparison, 120, factors=lambda t: t.info["factors"], signs=SIGNS
+    )
     traj = trajectory(np.ones((32, 16, 3)), np.zeros((32, 16)))
     state = nn.meta.unbox(learner.init(KEY))
     (fitted, _), seen, metrics = jax.jit(learner.observe)(state, traj, KEY)
@@ -108,7 +113,7 @@ def test_the_published_pendulum_runs(tmp_path):
         paper,
         time_limit=8,
         widths=(8,),
-        groups=2,
+        comparison=dataclasses.replace(paper.comparison, groups=2),
         evaluation_episodes=8,
         ppo=dataclasses.replace(paper.ppo, rl=rl),
     )

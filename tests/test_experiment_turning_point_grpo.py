@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.generation.turning_point_grpo import EXPERIMENT, flow_policy
+from experiments.generation.turning_point_grpo import EXPERIMENT
 from rewardjax.recipes.step_effects import (
     increments,
     sign_agreement,
@@ -77,7 +77,8 @@ def test_effects_sum_to_what_was_gained_and_are_known_for_one_gaussian():
 
 
 def test_the_released_step_is_cps():
-    policy = flow_policy(EXPERIMENT.scales["paper"])
+    paper = EXPERIMENT.scales["paper"]
+    policy = paper.sampling.policy(paper.model)
     assert policy.step.func is flow.cps_step
     assert policy.event == (64, 64, 16)
 
@@ -100,7 +101,7 @@ def test_arms_run(arm, shared, tmp_path):
 
 
 def test_increments_sum_to_what_the_stochastic_steps_gained(shared):
-    policy, reward = flow_policy(SMOKE, group_size=2), AskedMode().reward
+    policy, reward = SMOKE.sampling.policy(SMOKE.model, group_size=2), AskedMode().reward
     traj = jax.jit(policy.rollout)(shared, jnp.arange(2), jax.random.key(0))
     traj = with_stages(policy, shared, traj, reward)
     final = reward(policy.samples(traj), traj.observations.condition)
@@ -109,7 +110,7 @@ def test_increments_sum_to_what_the_stochastic_steps_gained(shared):
         partial(policy.velocity, shared),
         traj.observations.points[:, 0],
         traj.observations.condition,
-        flow.time_grid(SMOKE.steps),
+        flow.time_grid(SMOKE.sampling.steps),
     )
     gained = final - reward(first, traj.observations.condition)
     np.testing.assert_allclose(increments(traj).outcome, gained, atol=1e-5)

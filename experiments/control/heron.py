@@ -5,30 +5,30 @@ steps by the most important factor; where they differ by no more than a margin, 
 
     i is better than j  if  c_l z_l(i) > c_l z_l(j) + delta_l  for the first l at which either leads
 
-The margins are multiples of each factor's standard deviation. A reward model R(s, a) learns the
-labels (Bradley-Terry), beside the policy that it rewards. A weighted sum needs a weight for each
-factor's unit: measured in another one, effort is all that counts, or nothing.
+The margins are in standard deviations. A reward model R(s, a) learns the labels (Bradley-Terry). A
+weighted sum needs a weight for each unit: in another one, effort is all that counts, or nothing.
 
 Miniature: a force moves a mass in the plane to a disc. Factors, all costs, in order: distance,
-effort (in units of 1, 100 or 0.01), speed. The policy learns by PPO, not by DDPG, so that there is no
-replay buffer: the reward model is fitted to the batch that it then rewards.
+effort (in units of 1, 100 or 0.01), speed. The policy learns by PPO, not by DDPG: the reward model
+is fitted to the batch that it then rewards.
 """
 
 import dataclasses
 from functools import partial
 
 import jax.numpy as jnp
-import numpy as np
 
 from rewardjax import rewards
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.actor_critic import VectorScorer
 from rewardjax.recipes.control import PPOConfig, ppo
 from rewardjax.recipes.goal_task import GoalTask, goal_environment
 from rewardjax.recipes.learning_curve import updates_to_target
-from rewardjax.recipes.lexicographic_reward import lexicographic_reward
+from rewardjax.recipes.lexicographic_reward import (
+    ComparisonConfig,
+    lexicographic_reward,
+    win_rate,
+)
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
-from rewardjax.rewards.lexicographic import lexicographic_compare, lexicographic_margins
 from rewardjax.sampling.control import ControlPolicy
 from rewardjax.statistics import masked_whiten
 from rewardjax.training.loop import LoopConfig, smoke
@@ -47,8 +47,6 @@ class Config:
       goal: an episode succeeds if its first factor ends no higher.
       effort: which factor is effort, counted from 0.
       weights: of the weighted sum, good ones for effort in units of 1.
-      multiples: the factors' margins, in standard deviations.
-      group, groups: steps that are compared with each other; gradient steps of the reward model a batch.
     """
 
     environment: str = "point_mass"
@@ -58,16 +56,13 @@ class Config:
     # Chosen on seeds that are not reported: weights out of three, margins out of five, the time limit
     # so that effort is needed, and the goal: in one of 0.2 the sparse reward was the faster one.
     weights: tuple[float, ...] = (1.0, 0.3, 0.1)
-    multiples: tuple[float, ...] = (0.35, 0.5, 0.5)
-    group: int = 16
-    groups: int = 16
+    comparison: ComparisonConfig = ComparisonConfig(multiples=(0.35, 0.5, 0.5))
     widths: tuple[int, ...] = (32, 32)
     ppo: PPOConfig = PPOConfig(
         dataclasses.replace(
             PPOConfig().rl, loop=LoopConfig(120, steps_per_call=5, evaluate_every=5)
         )
     )
-    reward_model: OptimizerConfig = OptimizerConfig(learning_rate=1e-2)
     evaluation_episodes: int = 256
     target: float = 0.9
 
@@ -93,23 +88,9 @@ def prepare(config):
     return run_seed
 
 
-def heron_reward(config, environment, measure, order):
-    """The reward model of observation and action, for factors in this order."""
-    return lexicographic_reward(
-        VectorScorer(environment.observation_size + environment.action_size, config.widths),
-        config.reward_model,
-        config.ppo.rl.loop.steps,
-        factors=lambda traj: measure(traj)[..., np.array(order)],
-        signs=SIGNS,
-        multiples=[config.multiples[i] for i in order],
-        group=config.group,
-        groups=config.groups,
-    )
-
-
 def train(config, *, reward, unit=1.0, order=(0, 1, 2)):
     """One arm: PPO on `reward(config, traj, factors)`, with `unit` times the effort among the factors."""
-    task = task_of(config)
+    task, loop = task_of(config), config.ppo.rl.loop
     units = jnp.ones(len(order)).at[config.effort].set(unit)
 
     def measure(traj):
@@ -119,22 +100,23 @@ def train(config, *, reward, unit=1.0, order=(0, 1, 2)):
         values = reward(config, traj, measure(traj))
         return rewards.dense(masked_whiten(values, traj.mask), traj.mask, "reward")
 
-    judge = {"reward_model": heron_reward(config, task.policy.environment, measure, order)}
-    learners = judge if reward is learned else {}
+    judge = lexicographic_reward(
+        task.policy, config.comparison, loop.steps, factors=measure, signs=SIGNS, order=order
+    )
+    learners = {"reward_model": judge} if reward is learned else {}
     program = ppo(
         config.ppo, task.policy, reward=whitened, learners=learners, evaluate=task.evaluate
     )
 
     def run_seed(run, shared):
         starts, reference = shared
-        stage, loop = run.stage("rl"), config.ppo.rl.loop
+        stage = run.stage("rl")
         found = task.finish(stage, program.run(stage).params, starts, loop.steps)
-        margins = lexicographic_margins(jnp.std(reference, axis=0), (0.0, *config.multiples[1:]))
-        wins, _ = lexicographic_compare(found, reference, SIGNS, margins)
+        multiples = (0.0, *config.comparison.multiples[1:])
         return {
             "success": 1 - jnp.mean(found[:, 0]),
             "effort": jnp.mean(found[:, config.effort]),
-            "win_rate": (1 + jnp.mean(wins)) / 2,
+            "win_rate": win_rate(found, reference, SIGNS, multiples),
             "updates_to_target": updates_to_target(stage, "success", loop, config.target),
         }
 
@@ -157,7 +139,7 @@ def sparse(config, traj, factors):
 
 
 MINI = Config()
-SMOKE = smoke(MINI, evaluation_episodes=16, groups=2)
+SMOKE = smoke(MINI, evaluation_episodes=16, comparison=ComparisonConfig((0.35, 0.5, 0.5), groups=2))
 # The paper's environment, factors and margins, sizes and learning rates (of DDPG's networks); the
 # weights are those of Gym's reward. The budget is ours: 960 000 steps.
 PAPER = Config(
@@ -165,7 +147,7 @@ PAPER = Config(
     time_limit=200,
     effort=2,
     weights=(1.0, 0.1, 0.001),
-    multiples=(1.0, 1.0, 1.0),
+    comparison=ComparisonConfig((1.0, 1.0, 1.0), OptimizerConfig(learning_rate=1e-4)),
     widths=(256, 256),
     ppo=PPOConfig(
         PolicyGradientConfig(
@@ -177,7 +159,6 @@ PAPER = Config(
         ),
         critic=OptimizerConfig(learning_rate=5e-4),
     ),
-    reward_model=OptimizerConfig(learning_rate=1e-4),
 )
 TUNED = "comparable to or better than tuned rewards"
 UNITS = "robust to the factors' scale"

@@ -17,14 +17,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewardjax import credit, losses, rewards
+from rewardjax import credit, losses
 from rewardjax.credit.turning_point import stepwise_group_relative, turning_point, turning_points
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.flow import DiTConfig, FlowConfig, FlowModel, MLPConfig
 from rewardjax.recipes.flow_matching import flow_matching, noised
-from rewardjax.recipes.flow_study import FlowStudy
-from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
-from rewardjax.recipes.step_effects import agreement_study, increments, with_stages
+from rewardjax.recipes.flow_study import FlowSettings, FlowStudy
+from rewardjax.recipes.policy_gradient import (
+    PolicyGradient,
+    PolicyGradientConfig,
+    scored,
+    with_reference,
+)
+from rewardjax.recipes.step_effects import (
+    agreement_study,
+    increments,
+    paid_at_the_end,
+    staged_rollout,
+)
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling import flow
 from rewardjax.statistics import Mean
@@ -53,12 +63,7 @@ class Config:
         loop=LoopConfig(steps=150, steps_per_call=10, evaluate_every=10),
     )
     group_size: int = 24
-    steps: int = 10
-    window: int = 9
-    step: flow.Step = flow.sde_step
-    log_density: flow.LogDensity = flow.mean_log_density
-    noise: float = 0.7
-    shift: float = 1.0
+    sampling: FlowSettings = FlowSettings()
     clip: float = 0.2
     kl: float = 1e-4
     evaluation_steps: int = 40
@@ -66,20 +71,6 @@ class Config:
     continuations: int = 32
     studied: int = 4  # conditions whose steps' effects are measured
     early: int = 3  # steps that count as early there
-
-
-def flow_policy(config, group_size=1):
-    """The sampler."""
-    return flow.FlowPolicy(
-        FlowModel(config.model).velocity,
-        config.model.event,
-        config.steps,
-        config.window,
-        partial(config.step, noise=config.noise),
-        config.log_density,
-        group_size,
-        config.shift,
-    )
 
 
 def prepare(config):
@@ -95,44 +86,28 @@ def prepare(config):
     return lambda run: program.run(run.stage("pretrain")).params
 
 
-def paid_at_the_end(traj):
-    """Flow-GRPO's reward: the sample's."""
-    return rewards.outcome(traj.info["stages"][:, -1], traj.mask)
-
-
 def train(config, *, credit, reward=increments):
     """One arm: the clipped surrogate on the advantages of `credit` from the rewards of `reward`."""
-    world, policy = config.world, flow_policy(config, config.group_size)
+    world, policy = config.world, config.sampling.policy(config.model, config.group_size)
     credit, completed = partial(credit, group_size=config.group_size), reward is increments
-
-    def rollout(params, condition, key):
-        traj = policy.rollout(params, condition, key)
-        if completed:
-            return with_stages(policy, params, traj, world.reward)
-        final = world.reward(policy.samples(traj), traj.observations.condition)
-        return traj.with_info(stages=final[:, None])
 
     def measure(traj):
         found = {"final_reward": Mean.of(traj.info["stages"][:, -1])}
         if completed:
-            found["turning_points"] = Mean.of(
-                turning_points(reward(traj).steps, traj.mask), traj.mask
-            )
+            turns = turning_points(reward(traj).steps, traj.mask)
+            found["turning_points"] = Mean.of(turns, traj.mask)
         return found
 
     surrogate = losses.clipped(config.clip, config.clip)
     close = losses.kl_to_reference(config.kl)
-    study = FlowStudy(
-        world, flow_policy(config), config.evaluation_steps, config.evaluation_samples
-    )
+    sampler = config.sampling.policy(config.model)
+    study = FlowStudy(world, sampler, config.evaluation_steps, config.evaluation_samples)
     program = PolicyGradient(
         config.rl,
         init=FlowModel(config.model).boxed_init,
-        rollout=rollout,
+        rollout=staged_rollout(policy, world.reward, completed=completed),
         prompts=world.conditions,
-        annotate=lambda frozen, traj: traj.with_info(
-            reference_logprobs=policy.score(frozen, traj).logprobs
-        ),
+        annotate=with_reference(policy.score),
         reward=reward,
         credit=credit,
         loss=scored(policy.score, losses.policy_loss(surrogate=surrogate, regularisers=(close,))),
@@ -166,17 +141,14 @@ PAPER = Config(
         optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=1e-4),
         loop=LoopConfig(steps=1000, steps_per_call=1, evaluate_every=20),
     ),
-    step=flow.cps_step,
-    log_density=flow.cps_log_density,
-    shift=3.0,
+    sampling=FlowSettings(step=flow.cps_step, log_density=flow.cps_log_density, shift=3.0),
     clip=1e-5,
 )
 SMOKE = smoke(
     MINI,
     model=MLPConfig(conditions=8, width=8, layers=1),
     group_size=4,
-    steps=4,
-    window=3,
+    sampling=FlowSettings(steps=4, window=3),
     evaluation_steps=4,
     evaluation_samples=16,
     continuations=2,

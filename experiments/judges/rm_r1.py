@@ -18,19 +18,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewardjax import credit, losses
 from rewardjax.data.sources import ArraySource
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.heads import RewardModel
-from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import QWEN25_7B
 from rewardjax.models.transformer import TransformerConfig
-from rewardjax.recipes.judging import Judge
-from rewardjax.recipes.objectives import language_modelling, reward_modelling
-from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
+from rewardjax.recipes.judging import Judge, scalar_judge
+from rewardjax.recipes.objectives import language_modelling
+from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.sampling.language_policy import LanguagePolicy
+from rewardjax.recipes.verified_task import policy_on
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.pair_judgement import PairJudgement
 from rewardjax.training.loop import LoopConfig, smoke
@@ -46,13 +44,7 @@ class Config:
     data: str = "pair_judgement"
     world: PairJudgement = WORLD
     model: TransformerConfig = TransformerConfig(
-        vocab=WORLD.vocab_size,
-        width=64,
-        heads=4,
-        kv_heads=4,
-        mlp_width=128,
-        context=64,
-        qk_norm=True,
+        vocab=WORLD.vocab_size, width=64, mlp_width=128, context=64, qk_norm=True
     )
     base: SupervisedConfig = SupervisedConfig(
         64, optimizer=OptimizerConfig(learning_rate=3e-3), loop=LoopConfig(400, steps_per_call=50)
@@ -78,12 +70,7 @@ class Config:
 
 def judge(config, *, think=True):
     """The judge that all arms but `scalar_bt` train."""
-    policy = LanguagePolicy(
-        LanguageModel(config.model),
-        max_new=config.max_response,
-        stop=(config.world.eos,),
-        prompt_columns=config.world.prompt_length,
-    )
+    policy = policy_on(config.world, config.model, config.max_response)
     return Judge(config.world, policy, think, config.tail, config.evaluation_prompts)
 
 
@@ -113,26 +100,7 @@ def prepare(config):
 def reinforce(config, *, start, think=True):
     """GRPO on the verdict from the parameters `start` of `prepare`, which are also the reference."""
     judged = judge(config, think=think)
-    policy = dataclasses.replace(judged.policy, group_size=config.group_size)
-
-    def annotate(frozen, traj):
-        return traj.with_info(reference_logprobs=policy.score(frozen, traj).logprobs)
-
-    regularisers = (losses.kl_to_reference(config.kl),)
-    program = PolicyGradient(
-        config.rl,
-        init=policy.model.boxed_init,
-        rollout=policy.rollout,
-        prompts=judged.prompts,
-        annotate=annotate,
-        reward=judged.reward,
-        credit=partial(credit.group_relative, group_size=config.group_size),
-        loss=scored(
-            policy.score,
-            losses.policy_loss(surrogate=losses.clipped(0.2), regularisers=regularisers),
-        ),
-        evaluate=judged.examine,
-    )
+    program = judged.grpo(config.rl, config.group_size, config.kl)
 
     def run_seed(run, shared):
         stage = run.stage("rl")
@@ -161,30 +129,9 @@ def imitate(config):
 
 def scalar(config):
     """A Bradley-Terry head on the same trunk, on as many pairs as GRPO sees."""
-    scorer = RewardModel(config.model)
-
-    def pairs(world, key, n):
-        tokens, valid = world.single_answers(world.prompts(key, n))
-        return {"tokens": tokens, "valid": valid}
-
-    def accuracy(params, world, key):
-        batch = pairs(world, key, config.evaluation_prompts)
-        scores = scorer.score(params, batch["tokens"], batch["valid"])
-        return jnp.mean(scores[:, 0] > scores[:, 1])
-
-    def evaluate(params, frozen, key):
-        worlds = {"easy": config.world, "hard": config.world.hard}
-        return {name: accuracy(params, world, key) for name, world in worlds.items()}
-
-    program = Supervised(
-        SupervisedConfig(config.rl.prompts, optimizer=config.scalar, loop=config.rl.loop),
-        init=scorer.boxed_init,
-        loss=reward_modelling(
-            scorer, lambda scores, batch: losses.bradley_terry(scores[:, 0] - scores[:, 1])
-        ),
-        batches=partial(pairs, config.world),
-        evaluate=evaluate,
-    )
+    scorer, rl = RewardModel(config.model), config.rl
+    budget = SupervisedConfig(rl.prompts, optimizer=config.scalar, loop=rl.loop)
+    program = scalar_judge(config.world, scorer, budget, config.evaluation_prompts)
 
     def run_seed(run, shared):
         stage = run.stage("scalar")
@@ -214,13 +161,10 @@ PAPER = Config(
     max_response=8192,
     tail=80,  # characters, there
 )
-SMOKE = smoke(
-    MINI,
-    model=dataclasses.replace(MINI.model, layers=1, width=16, mlp_width=16),
-    traces=64,
-    evaluation_prompts=8,
-)
-ABLATION = "Ablation, Table: RewardBench with a 32B judge"
+TINY = dataclasses.replace(MINI.model, layers=1, width=16, mlp_width=16)
+SMOKE = smoke(MINI, model=TINY, traces=64, evaluation_prompts=8)
+ABLATION = "Ablation: RewardBench with a 32B judge"
+SHORT = "200 updates on 3200 pairs, from 500 traces that are right"
 WHY = "Sec. 1: scalar rewards follow what is easy in their training pairs"
 
 EXPERIMENT = Experiment(
@@ -239,7 +183,7 @@ EXPERIMENT = Experiment(
     },
     scales={"mini": MINI, "smoke": SMOKE, "paper": PAPER},
     claims=[
-        Claim("hard", "rm_r1", ">", "distill_sft", source=ABLATION),
+        Claim("hard", "rm_r1", ">", "distill_sft", source=ABLATION, note=SHORT),
         Claim("hard", "rm_r1", ">", "cold_rl", source=ABLATION),
         Claim("mean_hard", "rm_r1", ">", "cold_rl", source=ABLATION),
         Claim("hard", "rm_r1", ">", "scalar_bt", source="Table 1: RM-Bench"),

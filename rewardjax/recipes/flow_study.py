@@ -1,18 +1,53 @@
 """What is measured of a flow policy on a world with a reward: evaluation, cost, pictures."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import cached_property, partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from rewardjax.models.flow import FlowConfig, FlowModel
 from rewardjax.pictures import grid
-from rewardjax.sampling.flow import FlowPolicy, ode_sample, time_grid
+from rewardjax.sampling import flow
 from rewardjax.tasks.mixture import AskedMode, scatter
 from rewardjax.training.loop import LoopConfig
 from rewardjax.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowSettings:
+    """How a flow model samples while it learns.
+
+    Attributes:
+      steps: of the time grid, `shift`ed as in `flow.time_grid`.
+      window: its first steps, which are stochastic; the rest is the ODE's.
+      step, log_density: a stochastic step, and the density of where it leads.
+      noise: level of the steps' noise.
+    """
+
+    steps: int = 10
+    window: int = 9
+    step: Callable[..., Any] = flow.sde_step  # a `flow.Step` that also takes `noise`
+    log_density: flow.LogDensity = flow.mean_log_density
+    noise: float = 0.7
+    shift: float = 1.0
+
+    def policy(self, model: FlowConfig, group_size: int = 1) -> flow.FlowPolicy:
+        """The sampler, with `group_size` samples a condition."""
+        return flow.FlowPolicy(
+            FlowModel(model).velocity,
+            model.event,
+            self.steps,
+            self.window,
+            partial(self.step, noise=self.noise),
+            self.log_density,
+            group_size,
+            self.shift,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +62,7 @@ class FlowStudy:
     """
 
     world: AskedMode
-    policy: FlowPolicy
+    policy: flow.FlowPolicy
     steps: int
     samples: int
 
@@ -38,8 +73,8 @@ class FlowStudy:
         start_key, ask_key = jax.random.split(key)
         start = jax.random.normal(start_key, (self.samples, *self.policy.event))
         asked = self.world.conditions(ask_key, self.samples)
-        times = time_grid(self.steps, shift=self.policy.shift)
-        return ode_sample(partial(self.policy.velocity, params), start, asked, times), asked
+        times = flow.time_grid(self.steps, shift=self.policy.shift)
+        return flow.ode_sample(partial(self.policy.velocity, params), start, asked, times), asked
 
     @cached_property
     def _draw(self):

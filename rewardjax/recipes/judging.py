@@ -1,12 +1,23 @@
 """A language model as a judge of pairs: what it is rewarded for, and how it is examined."""
 
 import dataclasses
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from rewardjax import rewards
+from rewardjax import credit, losses, rewards
+from rewardjax.models.heads import RewardModel
+from rewardjax.recipes.objectives import reward_modelling
+from rewardjax.recipes.policy_gradient import (
+    PolicyGradient,
+    PolicyGradientConfig,
+    scored,
+    with_reference,
+)
+from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.rewards.verdict import parse_verdict, verdict_reward
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.transcripts import transcripts
@@ -52,6 +63,23 @@ class Judge:
         values = verdict_reward(self.decided(traj), traj.info["label"])
         return rewards.outcome(values, traj.mask, name="verdict")
 
+    def grpo(self, config: PolicyGradientConfig, group_size: int, kl: float) -> PolicyGradient:
+        """GRPO on the verdicts, with a penalty on the distance from the frozen parameters."""
+        policy = dataclasses.replace(self.policy, group_size=group_size)
+        close = losses.kl_to_reference(kl)
+        loss = losses.policy_loss(surrogate=losses.clipped(0.2), regularisers=(close,))
+        return PolicyGradient(
+            config,
+            init=policy.model.boxed_init,
+            rollout=policy.rollout,
+            prompts=self.prompts,
+            annotate=with_reference(policy.score),
+            reward=self.reward,
+            credit=partial(credit.group_relative, group_size=group_size),
+            loss=scored(policy.score, loss),
+            evaluate=self.examine,
+        )
+
     def examine(self, params, frozen, key: PRNGKeyArray) -> dict[str, Array]:
         """Greedy verdicts on both splits, each pair in both orders.
 
@@ -87,3 +115,35 @@ class Judge:
         reward = verdict_reward(decided, traj.info["label"])
         traj = traj.with_info(verdict=decided, reward=reward)
         return transcripts(traj, self.world.decode, columns=("verdict", "label", "reward"))
+
+
+def scalar_judge(
+    world: PairJudgement, scorer: RewardModel, config: SupervisedConfig, pairs: int
+) -> Supervised:
+    """A Bradley-Terry head trained on the easy split, each answer by itself: what judges compete with.
+
+    It logs the accuracies `easy` and `hard`, each on this number of fresh pairs.
+    """
+
+    def batches(world, key, n):
+        tokens, valid = world.single_answers(world.prompts(key, n))
+        return {"tokens": tokens, "valid": valid}
+
+    def accuracy(params, world, key):
+        batch = batches(world, key, pairs)
+        scores = scorer.score(params, batch["tokens"], batch["valid"])
+        return jnp.mean(scores[:, 0] > scores[:, 1])
+
+    def evaluate(params: Any, frozen, key: PRNGKeyArray) -> dict[str, Array]:
+        worlds = {"easy": world, "hard": world.hard}
+        return {name: accuracy(params, split, key) for name, split in worlds.items()}
+
+    return Supervised(
+        config,
+        init=scorer.boxed_init,
+        loss=reward_modelling(
+            scorer, lambda scores, batch: losses.bradley_terry(scores[:, 0] - scores[:, 1])
+        ),
+        batches=partial(batches, world),
+        evaluate=evaluate,
+    )

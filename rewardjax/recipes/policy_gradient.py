@@ -219,6 +219,15 @@ def scored(score, loss) -> Callable[[Any, Trajectory, Any], Loss]:
     return composed
 
 
+def with_reference(score) -> Annotate:
+    """Writes `info["reference_logprobs"]`: how `score` scores a trajectory under the frozen parameters."""
+
+    def annotate(frozen, traj):
+        return traj.with_info(reference_logprobs=score(frozen, traj).logprobs)
+
+    return annotate
+
+
 def joined(metrics: Metrics, more: Metrics) -> Metrics:
     """Both.
 

@@ -26,6 +26,30 @@ def with_stages(policy: FlowPolicy, params, traj: Trajectory, reward: SampleRewa
     return traj.with_info(stages=_stages(policy, traj, ends, reward))
 
 
+def staged_rollout(policy: FlowPolicy, reward: SampleReward, *, completed: bool):
+    """`policy.rollout` with `info["stages"]`: as `with_stages`, or the sample's reward `[batch, 1]` alone.
+
+    Args:
+      policy: the sampler.
+      reward: of samples.
+      completed: whether all states are completed, which costs evaluations of the network.
+    """
+
+    def rollout(params, condition, key: PRNGKeyArray) -> Trajectory:
+        traj = policy.rollout(params, condition, key)
+        if completed:
+            return with_stages(policy, params, traj, reward)
+        final = reward(policy.samples(traj), traj.observations.condition)
+        return traj.with_info(stages=final[:, None])
+
+    return rollout
+
+
+def paid_at_the_end(traj: Trajectory) -> rewards.Reward:
+    """The sample's reward, the last of `info["stages"]`, for all of its steps."""
+    return rewards.outcome(traj.info["stages"][:, -1], traj.mask)
+
+
 def increments(traj: Trajectory) -> rewards.Reward:
     """What each stochastic step changed: the differences of `info["stages"]`."""
     steps = traj.mask.shape[1]

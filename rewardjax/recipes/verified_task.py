@@ -14,7 +14,12 @@ from rewardjax.losses import PolicyLoss
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import language_modelling
-from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
+from rewardjax.recipes.policy_gradient import (
+    PolicyGradient,
+    PolicyGradientConfig,
+    scored,
+    with_reference,
+)
 from rewardjax.recipes.preference_data import demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.rewards import Reward
@@ -116,7 +121,7 @@ class VerifiedTask:
 
     def reference_logprobs(self, frozen, traj: Trajectory) -> Trajectory:
         """Writes `info["reference_logprobs"]`; `frozen` are the reference's parameters."""
-        return traj.with_info(reference_logprobs=self.policy.score(frozen, traj).logprobs)
+        return with_reference(self.policy.score)(frozen, traj)
 
     @cached_property
     def sampled(self) -> Callable[[Any, PRNGKeyArray, int], Trajectory]:
