@@ -1,5 +1,9 @@
 """Attention with rotary positions, and the cache that decoding writes."""
 
+import dataclasses
+import math
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -26,14 +30,43 @@ class LayerCache:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Slower rotations, for contexts longer than those of pretraining.
+
+    Attributes:
+      factor: rotary frequencies are divided by it; 1 leaves them as they are.
+      original_context: None divides all (position interpolation, arXiv:2306.15595). The length of
+        pretraining, in tokens, divides as Llama 3.1 does: in full where a token sequence of that
+        length holds fewer than `low_frequency` turns, not at all from `high_frequency` turns on,
+        and by a linear mixture between.
+      low_frequency, high_frequency: turns, see above.
+    """
+
+    factor: float = 1.0
+    original_context: int | None = None
+    low_frequency: float = 1.0
+    high_frequency: float = 4.0
+
+    def scale(self, frequencies: Float[Array, "half"]) -> Float[Array, "half"]:
+        """The frequencies (radians a token) to rotate by."""
+        if self.original_context is None:
+            return frequencies / self.factor
+        turns = self.original_context * frequencies / (2 * math.pi)
+        kept = (turns - self.low_frequency) / (self.high_frequency - self.low_frequency)
+        kept = jnp.clip(kept, 0.0, 1.0)
+        return kept * frequencies + (1 - kept) * frequencies / self.factor
+
+
 def rotate(
     x: Float[Array, "batch heads time head_dim"],
     positions: Int[Array, "batch time"],
     base: float,
+    scaling: RopeScaling = RopeScaling(),
 ) -> Float[Array, "batch heads time head_dim"]:
     """Rotary position embedding (arXiv:2104.09864), halves convention of Llama, Qwen and Gemma."""
     half = x.shape[-1] // 2
-    frequencies = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = scaling.scale(base ** (-jnp.arange(half, dtype=jnp.float32) / half))
     angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
@@ -47,11 +80,17 @@ def attention_mask(
     *,
     causal: bool = True,
     window: int | None = None,
+    ring: bool = False,
 ) -> Bool[Array, "batch queries keys"]:
-    """Who sees whom: the same non-zero segment, not later, at most `window - 1` slots back."""
+    """Who sees whom: the same non-zero segment, not later, at most `window - 1` slots back.
+
+    The slots of a `ring` go on at the front: those behind the query's own are its oldest.
+    """
     mask = query_segments[:, :, None] == key_segments[:, None, :]
     mask &= key_segments[:, None, :] != 0
     distance = query_slots[:, None] - jnp.arange(key_segments.shape[1])
+    if ring:
+        distance %= key_segments.shape[1]
     if causal:
         mask &= distance >= 0
     if window is not None:
@@ -67,8 +106,30 @@ def attend(
     *,
     scale: float,
     softcap: float | None = None,
+    chunk: int | None = None,
 ) -> Float[Array, "batch heads queries head_dim"]:
-    """Grouped-query attention with a float32 softmax; a query that sees nothing gives 0."""
+    """Grouped-query attention with a float32 softmax; a query that sees nothing gives 0.
+
+    With `chunk`, so many queries at a time, forwards and backwards: the matrix of scores, queries by
+    keys, never exists whole.
+    """
+    some = partial(_attend, scale=scale, softcap=softcap)
+    time = queries.shape[2]
+    if chunk is None or time <= chunk:
+        return some(queries, keys, values, mask)
+    rest = -time % chunk
+
+    def cut(x, axis):
+        x = jnp.pad(x, [(0, rest if i == axis else 0) for i in range(x.ndim)])
+        x = x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
+        return jnp.moveaxis(x, axis, 0)
+
+    one = jax.checkpoint(lambda x: some(x[0], keys, values, x[1]))
+    parts = jax.lax.map(one, (cut(queries, 2), cut(mask, 1)))
+    return jnp.moveaxis(parts, 0, 2).reshape(*queries.shape[:2], -1, queries.shape[3])[:, :, :time]
+
+
+def _attend(queries, keys, values, mask, *, scale, softcap):
     batch, heads, time, head_dim = queries.shape
     kv_heads = keys.shape[1]
     grouped = queries.reshape(batch, kv_heads, heads // kv_heads, time, head_dim) * scale

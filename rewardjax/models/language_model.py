@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rewardjax.models.transformer import Cache, Transformer, TransformerConfig, init_cache
+from rewardjax.partitioning import constrain
 
 
 def state_before(hidden: Float[Array, "batch time ..."]) -> Float[Array, "batch time ..."]:
@@ -50,6 +51,23 @@ class LanguageModel:
     def init(self, key: PRNGKeyArray):
         """Fresh parameters: a pytree of arrays."""
         return nn.meta.unbox(self.boxed_init(key))
+
+    def for_sampling(self, params):
+        """The parameters as decoding reads them: in the compute dtype, whole on each data shard.
+
+        Decoding reads every weight for every token; gathering them each time would be all it does.
+        """
+        if jax.sharding.get_abstract_mesh().empty:
+            return params
+
+        def lay(box, x):
+            names = (None if name == "embed" else name for name in box.names)
+            return constrain(x.astype(self.config.dtype), *names)
+
+        boxed = jax.eval_shape(self.boxed_init, jax.random.key(0))
+        return jax.tree.map(
+            lay, boxed, params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned)
+        )
 
     def hidden(self, params, tokens, segments, positions=None, cache=None, *, image=None):
         """Hidden states `[batch, time, width]`, and the cache if there is one.
@@ -110,12 +128,32 @@ class LanguageModel:
           Two float32 arrays aligned with `tokens`; 0 on padding, on the first token of a document
           and before `start`.
         """
-        logits = self.logits(params, tokens, segments, start=start, image=image) / temperature
+        hidden, _ = self.hidden(params, tokens, segments, image=image)
+
+        def read(states, chosen):
+            logits = self.unembed(params, states) / temperature
+            return gather_logprobs(logits, chosen), entropy_of(logits)
+
+        states, chosen = state_before(hidden)[:, start:], tokens[:, start:]
+        found = _in_chunks(read, self.config.logit_chunk, states, chosen)
+        logprobs, entropy = (jnp.pad(x, ((0, 0), (start, 0))) for x in found)
         known = scored_mask(segments)
-        fill = ((0, 0), (start, 0))
-        logprobs = jnp.pad(gather_logprobs(logits, tokens[:, start:]), fill)
-        entropy = jnp.pad(entropy_of(logits), fill)
         return jnp.where(known, logprobs, 0.0), jnp.where(known, entropy, 0.0)
+
+
+def _in_chunks(read, chunk: int | None, states: Array, chosen: Array):
+    """`read(states, chosen)` for `chunk` columns at a time, so that not all logits exist at once."""
+    time = chosen.shape[1]
+    if chunk is None or time <= chunk:
+        return read(states, chosen)
+
+    def cut(x):
+        x = jnp.pad(x, ((0, 0), (0, -time % chunk), *((0, 0),) * (x.ndim - 2)))
+        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    one = jax.checkpoint(lambda x: read(*x))
+    parts = jax.lax.map(one, (cut(states), cut(chosen)))
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :time], parts)
 
 
 def scored_mask(segments: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:

@@ -2,9 +2,17 @@
 
 import dataclasses
 
+from rewardjax.models.attention import RopeScaling
 from rewardjax.models.transformer import TransformerConfig
 
-_LARGE = TransformerConfig(scan=True, remat="full", param_dtype="float32", dtype="bfloat16")
+_LARGE = TransformerConfig(
+    scan=True,
+    remat="full",
+    attention_chunk=512,
+    logit_chunk=512,
+    param_dtype="float32",
+    dtype="bfloat16",
+)
 
 GEMMA2_2B = dataclasses.replace(
     _LARGE,
@@ -26,6 +34,36 @@ GEMMA2_2B = dataclasses.replace(
     window=4096,
 )
 
+GEMMA3_1B = dataclasses.replace(
+    GEMMA2_2B,
+    vocab=262_144,
+    width=1152,
+    heads=4,
+    kv_heads=1,
+    mlp_width=6912,
+    context=32_768,
+    attention_softcap=None,
+    logit_softcap=None,
+    qk_norm=True,
+    rope_base=1_000_000.0,
+    local_rope_base=10_000.0,
+    spans=("local", "local", "local", "local", "local", "global"),
+    window=512,
+)
+
+GEMMA3_4B = dataclasses.replace(
+    GEMMA3_1B,
+    vocab=262_208,
+    layers=34,
+    width=2560,
+    heads=8,
+    kv_heads=4,
+    mlp_width=10_240,
+    context=131_072,
+    rope_scaling=RopeScaling(8.0),
+    window=1024,
+)
+
 LLAMA3_8B = dataclasses.replace(
     _LARGE,
     vocab=128_256,
@@ -44,7 +82,18 @@ LLAMA3_8B = dataclasses.replace(
 LLAMA3_70B = dataclasses.replace(LLAMA3_8B, layers=80, width=8192, heads=64, mlp_width=28_672)
 
 LLAMA3_3B = dataclasses.replace(
-    LLAMA3_8B, layers=28, width=3072, heads=24, mlp_width=8192, tied_embeddings=True
+    LLAMA3_8B,
+    layers=28,
+    width=3072,
+    heads=24,
+    mlp_width=8192,
+    context=131_072,
+    tied_embeddings=True,
+    rope_scaling=RopeScaling(32.0, original_context=8192),
+)
+
+MISTRAL_7B = dataclasses.replace(
+    LLAMA3_8B, vocab=32_000, context=32_768, rope_base=10_000.0, spans=("local",), window=4096
 )
 
 QWEN25_3B = dataclasses.replace(

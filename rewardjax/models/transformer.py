@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from rewardjax.models.attention import LayerCache, attend, attention_mask, rotate
+from rewardjax.models.attention import LayerCache, RopeScaling, attend, attention_mask, rotate
 from rewardjax.models.projection import project
 from rewardjax.partitioning import constrain
 
-# "global" sees the whole past, "local" the last `window` tokens; a pattern repeats down the layers.
+# "global" sees the whole past, "local" the last `window` tokens; a pattern repeats, cut at the end.
 Span = Literal["global", "local"]
 
 
@@ -36,9 +36,12 @@ class TransformerConfig:
       attention_softcap, logit_softcap: `cap * tanh(x / cap)` on attention scores and logits (Gemma 2).
       query_scale: factor on the scores; `head_dim ** -0.5` if None.
       embedding_scale: multiply embeddings by `sqrt(width)` (Gemma).
+      rope_scaling: applies to the layers that rotate by `rope_base`.
       spans: attention span of each layer, repeated; `window` and `local_rope_base` are of local layers.
       scan: one compiled block scanned over the layers (large models) instead of an unrolled stack.
       remat: recompute blocks in the backward pass: nothing, everything, or all but matrix products.
+      attention_chunk: queries whose scores exist at one time; all if None.
+      logit_chunk: positions of a row whose logits exist at one time in scoring; all if None.
     """
 
     vocab: int = 32
@@ -60,6 +63,7 @@ class TransformerConfig:
     query_scale: float | None = None
     rope_base: float = 10_000.0
     local_rope_base: float | None = None
+    rope_scaling: RopeScaling = RopeScaling()
     spans: tuple[Span, ...] = ("global",)
     window: int = 4096
     causal: bool = True
@@ -67,25 +71,29 @@ class TransformerConfig:
     embedding_scale: bool = False
     scan: bool = False
     remat: Literal["none", "full", "dots"] = "none"
+    attention_chunk: int | None = None
+    logit_chunk: int | None = None
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self):
-        for name, value, factor in [
-            ("heads", self.heads, self.kv_heads),
-            ("layers", self.layers, len(self.spans)),
-        ]:
-            if value % factor:
-                raise ValueError(f"TransformerConfig.{name}={value} is not a multiple of {factor}")
+        if self.heads % self.kv_heads:
+            raise ValueError(f"model: heads={self.heads} is not a multiple of {self.kv_heads}")
+        if not 0 < len(self.spans) <= max(self.layers, 1):
+            raise ValueError(f"model: expected 1 to {self.layers} spans, found {self.spans}")
 
 
 @struct.dataclass
 class Cache:
-    """What decoding keeps: keys and values, which slots hold tokens, and the next free slot."""
+    """What decoding keeps: keys and values, which slots hold tokens, and the next free slot.
+
+    In a `ring` writing goes on at the front, over the oldest tokens: one token at a time.
+    """
 
     layers: tuple[LayerCache, ...]
     segments: Int[Array, "batch slots"]
     length: Int[Array, ""]
+    ring: bool = struct.field(pytree_node=False, default=False)
 
 
 def init_cache(config: TransformerConfig, batch: int, slots: int) -> Cache:
@@ -95,14 +103,13 @@ def init_cache(config: TransformerConfig, batch: int, slots: int) -> Cache:
       ValueError: `slots` is more than the model's context.
     """
     check_length(config, slots)
-    repeats, period = config.layers // len(config.spans), len(config.spans)
-    shape: tuple[int, ...] = (batch, config.kv_heads, slots, config.head_dim)
+    shape = (batch, config.kv_heads, slots, config.head_dim)
+    stacks: list[tuple[int, ...]] = [()] * config.layers
     if config.scan:
-        shape, count = (repeats, *shape), period
-    else:
-        count = config.layers
-    empty = jnp.zeros(shape, config.dtype)
-    layers = tuple(LayerCache(empty, empty) for _ in range(count))
+        repeats, rest = divmod(config.layers, len(config.spans))
+        stacks = [*[(repeats,)] * len(config.spans), *[(1,)] * rest]
+    empty = (jnp.zeros((*stack, *shape), config.dtype) for stack in stacks)
+    layers = tuple(LayerCache(x, x) for x in empty)
     return Cache(layers, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
 
 
@@ -179,15 +186,15 @@ class Attention(nn.Module):
         if c.qk_norm:
             q = RMSNorm(c, "head_dim", name="query_norm")(q)
             k = RMSNorm(c, "head_dim", name="key_norm")(k)
-        base = c.rope_base
+        base, scaling = c.rope_base, c.rope_scaling
         if self.span == "local" and c.local_rope_base is not None:
-            base = c.local_rope_base
-        q, k = rotate(q, positions, base), rotate(k, positions, base)
+            base, scaling = c.local_rope_base, RopeScaling()
+        q, k = rotate(q, positions, base, scaling), rotate(k, positions, base, scaling)
         if cache is not None:
             cache = cache.write(k, v, slot)
             k, v = cache.keys.astype(dtype), cache.values.astype(dtype)
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
-        y = attend(q, k, v, mask, scale=scale, softcap=c.attention_softcap)
+        y = attend(q, k, v, mask, scale=scale, softcap=c.attention_softcap, chunk=c.attention_chunk)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         out = weight(
             self, "out", (c.heads * c.head_dim, c.width), ("heads", "embed"), c.param_dtype
@@ -278,6 +285,19 @@ def _remat(c: TransformerConfig):
     return nn.remat(Block, policy=policy, prevent_cse=not c.scan)
 
 
+def _scanned(c: TransformerConfig, length: int) -> nn.Module:
+    """The period of `c.spans`, `length` times over."""
+    scan: Any = nn.scan(
+        Group,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=length,
+        in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return scan(c)
+
+
 class Transformer(nn.Module):
     """Token ids to hidden states, and hidden states to logits."""
 
@@ -294,14 +314,10 @@ class Transformer(nn.Module):
             self.unembedding = weight(self, "unembedding", (c.width, c.vocab), axes, dtype)
         self.final_norm = RMSNorm(c)
         if c.scan:
-            self.groups = nn.scan(
-                Group,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=c.layers // len(c.spans),
-                in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c)
+            repeats, rest = divmod(c.layers, len(c.spans))
+            self.groups = _scanned(c, repeats)
+            if rest:  # the start of one more period
+                self.tail = _scanned(dataclasses.replace(c, layers=rest, spans=c.spans[:rest]), 1)
         else:
             block = _remat(c)
             self.blocks = [
@@ -332,7 +348,7 @@ class Transformer(nn.Module):
         slots, key_segments = jnp.arange(tokens.shape[1]), segments
         slot = jnp.zeros((), jnp.int32)
         if cache is not None:
-            slot = cache.length
+            slot = cache.length % cache.segments.shape[1] if cache.ring else cache.length
             slots = slots + slot
             key_segments = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments, slot, 1)
         masks = {
@@ -342,6 +358,7 @@ class Transformer(nn.Module):
                 slots,
                 causal=c.causal,
                 window=c.window if span == "local" else None,
+                ring=cache is not None and cache.ring,
             )
             for span in dict.fromkeys(c.spans)
         }
@@ -354,12 +371,17 @@ class Transformer(nn.Module):
         layers = None if cache is None else cache.layers
         x, layers = self._stack(x, layers, positions, masks, slot)
         if cache is not None:
-            cache = Cache(layers, key_segments, slot + tokens.shape[1])
+            cache = Cache(layers, key_segments, cache.length + tokens.shape[1], cache.ring)
         return self.final_norm(x), cache
 
     def _stack(self, x, caches, positions, masks, slot):
-        if self.config.scan:
-            return self.groups(x, caches, positions, masks, slot)
+        c, period = self.config, len(self.config.spans)
+        if c.scan:
+            x, out = self.groups(x, caches and caches[:period], positions, masks, slot)
+            if c.layers % period:
+                x, rest = self.tail(x, caches and caches[period:], positions, masks, slot)
+                out = out and out + rest
+            return x, out
         out = []
         for i, block in enumerate(self.blocks):
             x, cache = block(x, positions, masks, None if caches is None else caches[i], slot)
@@ -371,6 +393,7 @@ class Transformer(nn.Module):
         c = self.config
         matrix = self.embedding.T if c.tied_embeddings else self.unembedding
         logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
+        logits = constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
         if c.logit_softcap is not None:
             logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
         return logits
