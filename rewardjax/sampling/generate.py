@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rewardjax.models.language_model import LanguageModel, gather_logprobs
+from rewardjax.models.transformer import Cache
 from rewardjax.trajectory import Prompts, Trajectory, left_pad
 
 
@@ -114,19 +115,15 @@ def generate(
     def step(carry, x):
         cache, previous, alive = carry
         key, index = x
-        positions = (lengths + index - 1)[:, None]
-        hidden, cache = model.hidden(
-            params, previous[:, None], jnp.ones_like(previous)[:, None], positions, cache
-        )
-        token, logprob = choose(key, model.unembed(params, hidden[:, 0]))
+        logits, cache = decode(model, params, previous, lengths + index - 1, cache)
+        token, logprob = choose(key, logits)
         token = jnp.where(alive, token, pad_id)
         return (cache, token, alive & ~ends(token)), _Step(token, logprob, alive)
 
-    cache = model.init_cache(tokens.shape[0], columns + max_new)
-    hidden, cache = model.hidden(
-        params, tokens, valid.astype(jnp.int32), None, cache, image=prompts.info.get("image")
-    )
-    logits = jnp.repeat(model.unembed(params, hidden[:, -1]), group_size, axis=0)
+    params = model.for_sampling(params)
+    image = prompts.info.get("image")
+    logits, cache = prefill(model, params, tokens, valid, columns + max_new, image)
+    logits = jnp.repeat(logits, group_size, axis=0)
     cache = _repeat_rows(cache, group_size, model.config.scan)
     keys = jax.random.split(key, max_new)
     token, logprob = choose(keys[0], logits)
@@ -135,6 +132,34 @@ def generate(
     _, rest = jax.lax.scan(step, carry, (keys[1:], jnp.arange(1, max_new)))
     steps = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b]).swapaxes(0, 1), first, rest)
     return _assemble(prompts, tokens, valid, steps, group_size)
+
+
+def prefill(
+    model: LanguageModel,
+    params,
+    tokens: Int[Array, "batch prompt"],
+    valid: Bool[Array, "batch prompt"],
+    slots: int,
+    image: Array | None = None,
+) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """Logits of the token after each left-padded prompt, and a cache of `slots` that holds them."""
+    cache = model.init_cache(tokens.shape[0], slots)
+    segments = valid.astype(jnp.int32)
+    hidden, cache = model.hidden(params, tokens, segments, None, cache, image=image)
+    return model.unembed(params, hidden[:, -1]), cache
+
+
+def decode(
+    model: LanguageModel,
+    params,
+    tokens: Int[Array, "batch"],
+    positions: Int[Array, "batch"],
+    cache: Cache,
+) -> tuple[Float[Array, "batch vocab"], Cache]:
+    """Logits of the token after each of `tokens`, which go to `positions`, and the longer cache."""
+    ones = jnp.ones_like(tokens)[:, None]
+    hidden, cache = model.hidden(params, tokens[:, None], ones, positions[:, None], cache)
+    return model.unembed(params, hidden[:, 0]), cache
 
 
 def _repeat_rows(cache, group_size: int, scanned: bool):

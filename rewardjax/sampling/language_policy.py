@@ -1,11 +1,13 @@
 """A language model as a policy: how it acts, and how its actions are scored."""
 
 import dataclasses
+from functools import partial
 
 from jaxtyping import PRNGKeyArray
 
 from rewardjax.losses import Scores
 from rewardjax.models.language_model import LanguageModel
+from rewardjax.sampling.engine import generate_continuous
 from rewardjax.sampling.generate import generate
 from rewardjax.trajectory import Prompts, Trajectory
 
@@ -21,6 +23,7 @@ class LanguagePolicy:
       group_size: responses a prompt, adjacent in the batch.
       temperature, top_k, top_p: of sampling; scores use the same temperature.
       prompt_columns: columns of a trajectory that are known to hold prompts: not scored.
+      slots: responses decoded at a time, a finished one giving way to the next; all if None.
     """
 
     model: LanguageModel
@@ -31,10 +34,14 @@ class LanguagePolicy:
     top_k: int = 0
     top_p: float = 1.0
     prompt_columns: int = 0
+    slots: int | None = None
 
     def rollout(self, params, prompts: Prompts, key: PRNGKeyArray) -> Trajectory:
         """Sample `group_size` responses for each prompt."""
-        return generate(
+        decode = generate
+        if self.slots is not None:
+            decode = partial(generate_continuous, slots=self.slots)
+        return decode(
             self.model,
             params,
             prompts,
