@@ -1,6 +1,10 @@
-"""The command line: `rewardjax run | list | report`.
+"""The command line: `rewardjax run | list | report | prepare | compile | launch`.
 
-Exit codes: 0 done, 1 an experiment or a disk failed, 2 a mistake in the command, 130 interrupted.
+Exit codes: 0 done, 1 an experiment or a disk failed, 2 a mistake in the command, 75 a service did not
+answer, 130 interrupted by Ctrl-C, 143 told to stop by SIGTERM. After the last three what was done is
+saved, and the same command goes on from there. 130 and 143 are what a shell reports for a process that
+the signal ends, so that a scheduler needs one rule for both. `launch` exits with the code of what it
+started; `compile` with 1 where a program does not fit.
 """
 
 import argparse
@@ -11,7 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewardjax import __version__
+from rewardjax import __version__, launch_cli
+from rewardjax.compilation import command
+from rewardjax.launch import TEMPLATES
 
 if TYPE_CHECKING:
     from rewardjax.catalogue import Entry
@@ -40,34 +46,30 @@ def _parser() -> argparse.ArgumentParser:
         prog="rewardjax", description="Run a paper's experiment, list experiments, report runs."
     )
     parser.add_argument("--version", action="version", version=f"rewardjax {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="run | list | report | prepare")
+    commands = parser.add_subparsers(
+        required=True, metavar="run | list | report | prepare | compile | launch"
+    )
 
     run = commands.add_parser("run", help="run an experiment's arms over seeds, or go on with it")
     run.set_defaults(command=_run)
-    run.add_argument("experiment", metavar="FILE_OR_SLUG", help="file, family/slug or slug")
-    run.add_argument("--scale", default="mini", help="mini, smoke or paper (default: mini)")
-    run.add_argument("--arms", metavar="A,B", help="arms, or all (default: the experiment's own)")
-    run.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N - 1")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="settings",
-        metavar="DOTTED.KEY=VALUE",
-        help="change a setting of the scale; may be repeated",
-    )
-    run.add_argument(
-        "--on-bad-record",
-        choices=("raise", "skip"),
-        help="stop at a record that cannot be read, or leave it out and count it "
-        "(default: as the data's reader says)",
-    )
-    run.add_argument("--workdir", type=Path, default=Path("runs"), help="default: runs")
+    _experiment_options(run)
+    run.add_argument("--workdir", type=_folder, default=Path("runs"), help="default: runs")
     run.add_argument(
         "--record", action="store_true", help="also write results/<family>/<slug>.json"
     )
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
+
+    start = commands.add_parser("launch", help="run on a cluster, a TPU pod or several processes")
+    start.set_defaults(command=launch_cli.launch)
+    start.add_argument("target", choices=tuple(TEMPLATES), help="where to run")
+    _experiment_options(start)
+    start.add_argument("--workdir", default="runs", help="as all hosts see it (default: runs)")
+    launch_cli.add_flags(start)
+
+    ahead = commands.add_parser("compile", help="compile a scale's programs for a TPU slice")
+    ahead.set_defaults(command=command.compile_command)
+    command.add_flags(ahead)
 
     listing = commands.add_parser("list", help="list the experiments")
     listing.set_defaults(command=_list)
@@ -87,24 +89,54 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _experiment_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("experiment", metavar="FILE_OR_SLUG", help="file, family/slug or slug")
+    parser.add_argument("--scale", default="mini", help="mini, smoke or paper (default: mini)")
+    parser.add_argument(
+        "--arms", metavar="A,B", help="arms, or all (default: the experiment's own)"
+    )
+    parser.add_argument("--seeds", type=_count, metavar="N", help="seeds 0 to N - 1")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="DOTTED.KEY=VALUE",
+        help="change a setting of the scale; may be repeated",
+    )
+    parser.add_argument(
+        "--on-bad-record",
+        choices=("raise", "skip"),
+        help="stop at a record that cannot be read, or leave it out and count it "
+        "(default: as the data's reader says)",
+    )
+
+
 def _run(arguments: argparse.Namespace) -> int:
     from rewardjax import catalogue, progress, runner, terminal
     from rewardjax.overrides import OverrideError, override
+    from rewardjax.services import ServiceUnavailable
+    from rewardjax.training.distributed import JoinError, initialise, is_first
+    from rewardjax.training.signals import Terminated, terminable
 
     try:
+        initialise()
         entry, experiment = catalogue.load(arguments.experiment)
         scale = _known("scale", arguments.scale, experiment.scales)
         config = override(experiment.scales[scale], arguments.settings)
         config = override(config, _on_bad_record(config, arguments.on_bad_record))
         arms = _arms(arguments.arms, experiment, config)
+    except JoinError as error:
+        return _fail(error, 1)
     except (catalogue.CatalogueError, OverrideError, UsageError) as error:
         return _fail(error, 2)
     _keep_compiled_programs()
     seeds = range(arguments.seeds or experiment.first_seeds)
-    observer = progress.observer(len(arms) * len(seeds), quiet=arguments.quiet or arguments.json)
+    quiet = arguments.quiet or arguments.json or not is_first()
+    observer = progress.observer(len(arms) * len(seeds), quiet=quiet)
     folder = runner.run_folder(entry, scale, arguments.workdir)
     try:
-        with observer:
+        with terminable(), observer:
             summary = runner.run(
                 experiment,
                 entry,
@@ -116,19 +148,29 @@ def _run(arguments: argparse.Namespace) -> int:
                 observer,
                 record=arguments.record,
             )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
+        told = "told to stop" if isinstance(stop, Terminated) else "interrupted"
         print(
-            f"interrupted: what was done is saved in {folder}; "
+            f"{told}: what was done is saved in {folder}; "
             "type the same command again to go on from there",
             file=sys.stderr,
         )
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
+    except ServiceUnavailable as error:
+        notes = "".join(f"\n  {note}" for note in getattr(error, "__notes__", ()))
+        return _fail(
+            f"{error}{notes}\n  paused: what was done is saved in {folder}; type the same command again"
+            " to go on from there",
+            75,
+        )
     except runner.RunFolderError as error:
         return _fail(error, 2)
     except runner.StorageError as error:
         return _fail(error, 1)
     except (ValueError, ArithmeticError, FileNotFoundError) as error:
         return _stopped(error, folder)
+    if not is_first():
+        return 0
     if arguments.json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
         return 0
@@ -286,6 +328,14 @@ def _count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise argparse.ArgumentTypeError(f"expected a number from 1, found {text!r}")
     return int(text)
+
+
+def _folder(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"expected a folder, found {text!r}: mount it first, or use `rewardjax launch`"
+        )
+    return Path(text)
 
 
 def _described(entry: "Entry", experiment: "Experiment") -> dict[str, Any]:

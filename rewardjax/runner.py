@@ -26,6 +26,7 @@ from rewardjax.experiment import Experiment
 from rewardjax.overrides import differences, to_dict
 from rewardjax.report import write_report
 from rewardjax.summary import Summary, summarise
+from rewardjax.training.distributed import from_first, is_first
 from rewardjax.training.run import Observer, Run, write_atomic
 from rewardjax.verdicts import SEEDS_TO_RECORD
 
@@ -105,7 +106,8 @@ def run(
         _run_seeds(experiment, config, arms, seeds, folder, observer)
         summary = _summarise(experiment, entry, scale, seeds, folder, surroundings)
         _write_json(folder / "summary.json", summary)
-        write_report(folder)
+        if is_first():
+            write_report(folder)
         if record:
             entry.results.parent.mkdir(parents=True, exist_ok=True)
             _write_json(entry.results, summary)
@@ -302,12 +304,13 @@ def _seed_folder(folder: Path, arm: str, seed: int) -> Path:
 
 
 def _read_result(place: Path) -> dict[str, Any] | None:
-    """A finished seed's result; None if it is not finished."""
+    """A finished seed's result; None if it is not finished. All processes see the same."""
     path = place / "result.json"
-    if not path.exists():
+    text = from_first(path.read_text(encoding="utf-8") if is_first() and path.exists() else None)
+    if text is None:
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(text)
         return {"metrics": dict(result["metrics"]), "seconds": float(result["seconds"])}
     except (ValueError, TypeError, KeyError) as error:
         raise RunFolderError(

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rewardjax.training.checkpoint import Checkpoints
+from rewardjax.training.distributed import agreed
 from rewardjax.training.run import Run
-from rewardjax.training.sharding import batch_sharding
+from rewardjax.training.sharding import batch_sharding, placed, replicated
+from rewardjax.training.signals import interruption, stop_for
 from rewardjax.training.state import Metrics, TrainState
 
 # step(state, batch, frozen, key) -> (state, metrics)
@@ -121,7 +122,10 @@ class Loop:
                 rows.append(metrics)
             return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-        self._chunk = in_turn if on_host else jax.jit(scanned, donate_argnums=0)
+        # Every process reads the metrics.
+        out = None if mesh is None else (None, replicated(mesh))
+        compiled = jax.jit(scanned, donate_argnums=0, out_shardings=out)
+        self._chunk = in_turn if on_host else compiled
         self._evaluate = evaluate if on_host or evaluate is None else jax.jit(evaluate)
 
     def run(self, run: Run, state: TrainState, *, source=None, frozen=None) -> TrainState:
@@ -138,7 +142,8 @@ class Loop:
 
         Raises:
           NonFinite: a loss or gradient is not finite; the last good checkpoint stays.
-          KeyboardInterrupt: after the current state has been saved.
+          KeyboardInterrupt: Ctrl-C, after the current state has been saved.
+          Terminated: SIGTERM, likewise; also where another process got it.
         """
         config = self.config
         with Checkpoints(run.folder / "checkpoints", keep=config.keep) as checkpoints:
@@ -155,12 +160,13 @@ class Loop:
                 for done, state in self._chunks(run, state, source, frozen, done):  # noqa: B020
                     last = done == config.steps
                     due = config.checkpoint_every and done % config.checkpoint_every == 0
-                    if last or due or interrupted():
+                    told = agreed(interrupted())
+                    if last or due or told:
                         run.flush()
                         checkpoints.save(done, state, None if source is None else source.state())
-                    if interrupted():
+                    if told:
                         checkpoints.wait()
-                        raise KeyboardInterrupt
+                        raise stop_for(told)
             run.flush()
         return state
 
@@ -193,7 +199,7 @@ class Loop:
         stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
         if self.mesh is None:
             return stacked
-        return jax.device_put(stacked, batch_sharding(self.mesh, stacked=True))
+        return placed(stacked, batch_sharding(self.mesh, stacked=True))
 
 
 def check_finite(values: dict[str, np.ndarray], done: int, arm: str) -> None:
@@ -212,24 +218,3 @@ def check_finite(values: dict[str, np.ndarray], done: int, arm: str) -> None:
                     f"arm {arm!r}: {name} is {x[bad[0]]} at step {done + int(bad[0]) + 1};"
                     " the last good checkpoint is kept"
                 )
-
-
-@contextlib.contextmanager
-def interruption() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a flag that the loop reads between calls; the second one stops."""
-    seen: list[int] = []
-
-    def first(number, frame):
-        seen.append(number)
-        signal.signal(signal.SIGINT, previous)
-
-    previous = signal.getsignal(signal.SIGINT)
-    try:
-        signal.signal(signal.SIGINT, first)
-    except ValueError:  # not the main thread: signals are not ours to handle
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(seen)
-    finally:
-        signal.signal(signal.SIGINT, previous)

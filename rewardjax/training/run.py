@@ -2,7 +2,7 @@
 
 What a seed logs is a function of its step alone: `metrics.jsonl` and `samples.jsonl` hold no time
 and no date, so a run that was cut off and resumed leaves the same bytes as one that was not.
-Timings go to `perf.jsonl`.
+Timings go to `perf.jsonl`. Of several processes the first alone writes and tells the observer.
 """
 
 import json
@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from rewardjax.pictures import png
+from rewardjax.training.distributed import from_first, is_first
 
 # Rows kept in memory before they are written, so that a run can be watched as it goes.
 BUFFERED_ROWS = 100
@@ -78,7 +79,7 @@ class Run:
         self.folder = folder.absolute()
         self.seed = seed
         self.arm = arm
-        self.observer: Observer = Silent() if observer is None else observer
+        self.observer: Observer = observer if observer is not None and is_first() else Silent()
         self.key = jax.random.key(seed) if key is None else key
         self.label = f"{arm}/seed_{seed}" if label is None else label
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +149,11 @@ class Run:
         """
         self.flush()
         path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        rows = [json.loads(line) for line in lines]
-        found = [row[name] for row in rows if name in row]
+        found: list[float | None] = []
+        if is_first() and path.exists():
+            rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+            found = [row[name] for row in rows if name in row]
+        found = from_first(found)
         if not found:
             raise KeyError(f"{path}: no metric {name!r} was logged")
         return np.asarray(found, dtype=np.float64)
@@ -226,7 +229,7 @@ class Run:
         """Keep the rows of a file up to `step`; the file is touched only if it has others."""
         self._trimmed.add(name)
         path = self.folder / name
-        if not path.exists():
+        if not (is_first() and path.exists()):
             return
         text = path.read_text(encoding="utf-8", errors="replace")
         # Not splitlines(): it would also cut at the line separators that a sample may hold.
@@ -240,6 +243,8 @@ class Run:
             write_atomic(path, kept)
 
     def _events(self, step: int, metrics: Mapping[str, float]) -> None:
+        if not is_first():
+            return
         if self._writer is None:
             from tensorboardX import SummaryWriter
 
@@ -256,11 +261,13 @@ class Run:
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: a reader never sees half of it.
+    """Write a file whole or not at all: a reader never sees half of it. Only process 0 writes.
 
     Raises:
       OSError: it could not be written; `filename` is the path.
     """
+    if not is_first():
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
@@ -273,11 +280,13 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append to a file.
+    """Append to a file. Only process 0 writes.
 
     Raises:
       OSError: it could not be written; `filename` is the path.
     """
+    if not is_first():
+        return
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)

@@ -28,10 +28,15 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh | None:
     """The mesh, or None for a single device.
 
     Raises:
-      ValueError: there are fewer devices than the mesh needs.
+      ValueError: there are fewer devices than the mesh needs, or other processes' are left out.
     """
     shape = (config.data, config.fsdp, config.tensor)
     needed = math.prod(shape)
+    if jax.process_count() > 1 and needed != jax.device_count():
+        raise ValueError(
+            f"mesh: {config} has {needed} devices; {jax.process_count()} processes have"
+            f" {jax.device_count()}, and the mesh has to hold all of them"
+        )
     if needed == 1:
         return None
     devices = jax.devices() if devices is None else devices
@@ -112,3 +117,17 @@ def batch_sharding(mesh: Mesh, *, stacked: bool) -> NamedSharding:
     """How a batch lies on the mesh: rows over `data` and `fsdp`; `stacked` adds a leading axis."""
     rows = spec(("batch",))
     return NamedSharding(mesh, PartitionSpec(None, *rows) if stacked else rows)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def placed(batch: Any, sharding: NamedSharding) -> Any:
+    """A batch that every process holds, laid out on the mesh: each takes its own devices' rows of it."""
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
+    )
