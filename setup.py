@@ -28,6 +28,13 @@ FAMILIES = {
     "generation": ["scikit-learn>=1.7"],
 }
 
+# Published checkpoints and tokenizers, a judge behind an HTTP endpoint: the tests need these too.
+SERVICES = {
+    "hf": ["safetensors>=0.8.0", "tokenizers>=0.23.2", "jinja2>=3.1"],
+    "judge": ["httpx>=0.28.1", "tenacity>=9.2.1"],
+}
+OPTIONAL = FAMILIES | SERVICES
+
 setup(
     name="rewardjax",
     version="0.1.0",
@@ -43,10 +50,13 @@ setup(
             "beartype>=0.22",
             "ruff>=0.14",
             "mypy>=1.19",
-            *(package for packages in FAMILIES.values() for package in packages),
+            "pyyaml>=6.0",
+            *(package for packages in OPTIONAL.values() for package in packages),
         ],
-        **FAMILIES,
-        "hf": ["safetensors>=0.8.0", "tokenizers>=0.23.2"],
+        **OPTIONAL,
+        # What the parity tests compare with; they are left out without it.
+        "parity": ["torch==2.13.0", "transformers>=5.23"],
+        "tpu-compile": ["libtpu>=0.0.51"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
     },

@@ -95,6 +95,9 @@ class Experiment:
       first_arms: what a plain run takes of those that can be run; all arms when empty.
       first_seeds: how many seeds a plain run takes, at least 1.
       curves: names of logged metrics to draw over steps.
+      workloads: `workloads(config) -> [Workload]`, the device programs of a scale that a TPU runs, for
+        `rewardjax compile`; none without it.
+      topology: the slice that the `paper` scale is meant for.
 
     Raises:
       ValueError: an arm that does not exist is named, a name cannot be a folder's, "mini" is
@@ -112,6 +115,8 @@ class Experiment:
     first_arms: tuple[str, ...] = ()
     first_seeds: int = 5
     curves: tuple[str, ...] = ()
+    workloads: Callable[[Any], Sequence[Any]] | None = None
+    topology: str = "v5e:4x4"
 
     def __post_init__(self) -> None:
         _check_arms(self.arms)

@@ -29,12 +29,14 @@ from rewardjax.recipes.lookup_study import LookupStudy, by_kind
 from rewardjax.recipes.objectives import language_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
+from rewardjax.recipes.workloads import reinforcement
 from rewardjax.rewards.information_gain import turn_gain
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.turns import TurnPolicy
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.sharding import MeshConfig
 
 WORLD = LookupWorld()
 UNANSWERED = -2.0  # the authors' code
@@ -69,22 +71,20 @@ class Config:
 
 def turn_policy(config, group_size=1):
     """The policy that asks and answers."""
+    model, world = LanguageModel(config.model), config.world
     language = LanguagePolicy(
-        LanguageModel(config.model),
-        max_new=config.max_action,
-        stop=(config.world.end,),
-        group_size=group_size,
-        prompt_columns=config.world.prompt_length,
+        model, config.max_action, (world.end,), group_size, prompt_columns=world.prompt_length
     )
-    return TurnPolicy(language, config.world, config.max_turns)
+    return TurnPolicy(language, world, config.max_turns)
 
 
 def prepare(config):
     """A policy that knows the tool; raises ValueError where the data are not generated."""
     require_generated(config.data, "lookup")
     world, model = config.world, LanguageModel(config.model)
-    habits = {"accuracy": config.accuracy, "early": config.early, "slips": config.slips}
-    teacher = partial(world.teacher, **habits)
+    teacher = partial(
+        world.teacher, accuracy=config.accuracy, early=config.early, slips=config.slips
+    )
     program = Supervised(
         config.sft,
         init=model.boxed_init,
@@ -118,9 +118,7 @@ def train(config, *, reward, credit=turn_relative):
     program = PolicyGradient(
         config.rl,
         init=policy.policy.model.boxed_init,
-        rollout=lambda params, starts, key: study.gained(
-            params, policy.rollout(params, starts, key)
-        ),
+        rollout=lambda params, x, key: study.gained(params, policy.rollout(params, x, key)),
         prompts=policy.starts,
         reward=reward,
         credit=credit,
@@ -146,9 +144,10 @@ PAPER = Config(
     model=QWEN25_7B,
     rl=PolicyGradientConfig(
         prompts=32,
-        micro_batches=32,
+        micro_batches=128,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=200, steps_per_call=1, evaluate_every=20),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     group_size=16,
     max_turns=10,
@@ -196,4 +195,5 @@ EXPERIMENT = Experiment(
     first_arms=("grpo_f1", "igpo"),
     first_seeds=2,
     curves=("eval/accuracy", "credit/silent", "gain/useful"),
+    workloads=partial(reinforcement, prompt=2048, response=10 * 3072),
 )

@@ -1,8 +1,7 @@
 """SPIRAL: self-play on zero-sum games with role-conditioned advantages (arXiv:2506.24119).
 
-One policy plays both roles against itself. The roles of a game do not expect the same: whoever is
-ahead by the rules would see everything it does reinforced, whoever is behind everything suppressed. So
-each role of each game has its own moving average of outcomes, read before the outcome enters it:
+One policy plays both roles against itself. Whoever is ahead by a game's rules would see everything it
+does reinforced. So each role of each game has its own moving average of outcomes, read before:
 
     A_{g,p} = R_p - b_{g,p}        b_{g,p} <- alpha b_{g,p} + (1 - alpha) R_p
 
@@ -31,6 +30,7 @@ from rewardjax.recipes.preference_data import language_batch
 from rewardjax.recipes.role_baseline import ema_baseline
 from rewardjax.recipes.self_play_study import average_play, exploitabilities
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
+from rewardjax.recipes.workloads import reinforcement
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.self_play import SelfPlay, demonstrate, uniform_opponent
 from rewardjax.sampling.transcripts import transcripts
@@ -152,7 +152,7 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=32,
         epochs=2,
-        micro_batches=32,
+        micro_batches=2,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=400, steps_per_call=1, evaluate_every=16),
     ),
@@ -195,4 +195,5 @@ EXPERIMENT = Experiment(
         Claim("kuhn_against_random", "fixed_random_opponent", ">", 0.0, source="fixed opponents"),
     ],
     curves=("eval/kuhn", "eval/bidding", "advantage_std", "entropy"),
+    workloads=partial(reinforcement, prompt=2048, group_size=1),
 )

@@ -21,8 +21,9 @@ import numpy as np
 
 from rewardjax.evaluation.transport import wasserstein2
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.flow import DiTConfig
+from rewardjax.models.flow import DiTConfig, FlowModel
 from rewardjax.recipes.flow_worlds import RareDigit, RareMode
+from rewardjax.recipes.workloads import velocities
 from rewardjax.sampling import particles as fk
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import smoke
@@ -141,6 +142,13 @@ PAPER = Config(
     every=20,
 )
 SMOKE = smoke(MINI, particles=(2, 3, 4), sets=4, steps=6, start=1, every=2, matched=8)
+
+
+def workloads(config):
+    """A step of the network, on the particles of 16 samples."""
+    return [velocities(FlowModel(config.world.model), 16 * max(config.particles), config.steps)]
+
+
 METHODS = {"fk_diff": fk.difference, "fk_max": fk.maximum, "fk_add": fk.addition}
 TABLE = "README: FK steering beats best-of-n with as many particles"
 SCALING = "method: particles converge to the tilted distribution"
@@ -168,4 +176,5 @@ EXPERIMENT = Experiment(
         Claim("w2_gain", "fk_diff", ">", 0.0, source=SCALING),
     ],
     curves=("reward", "wanted", "w2"),
+    workloads=workloads,
 )

@@ -36,6 +36,7 @@ from rewardjax.recipes.step_effects import (
     staged_rollout,
 )
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
+from rewardjax.recipes.workloads import denoising
 from rewardjax.sampling import flow
 from rewardjax.statistics import Mean
 from rewardjax.tasks.external import require_generated
@@ -137,7 +138,7 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=48,
         minibatches=2,
-        micro_batches=64,
+        micro_batches=36,
         optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=1e-4),
         loop=LoopConfig(steps=1000, steps_per_call=1, evaluate_every=20),
     ),
@@ -193,4 +194,7 @@ EXPERIMENT = Experiment(
     ],
     first_arms=("flow_grpo", "incremental", "tp_grpo"),
     curves=("eval/reward", "eval/hits", "turning_points"),
+    workloads=lambda c: denoising(
+        c.sampling.policy(c.model), FlowModel(c.model), c.rl, c.group_size
+    ),
 )

@@ -1,10 +1,8 @@
 """RM-R1: a reward model that reasons before it judges (arXiv:2505.02387).
 
-A scalar reward model takes what its training pairs make easy. A judge that first writes its own
-solution, or the criteria, and then compares, is trained in two stages: on the traces of a stronger
-teacher, then by GRPO with a reward for the verdict alone,
-
-    R = 1 if the verdict is the label, else -1    (no reward for the format)
+A judge that first writes its own solution, or the criteria, and then compares, is trained on the
+traces of a stronger teacher, then by GRPO with a reward for the verdict alone: 1 if it is the label,
+else -1.
 
 Miniature: the better of two answers has the right sum, or more of the requested words, and in 85% of
 the training pairs it is also the longer one. The hard split turns that round. All arms start from one
@@ -29,10 +27,12 @@ from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.verified_task import policy_on
+from rewardjax.recipes.workloads import reinforcement
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.pair_judgement import PairJudgement
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.sharding import MeshConfig
 
 WORLD = PairJudgement(modulus=5)
 
@@ -153,9 +153,10 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=1024,
         minibatches=8,
-        micro_batches=16,
+        micro_batches=224,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=71, steps_per_call=1, evaluate_every=1),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     group_size=7,
     max_response=8192,
@@ -195,4 +196,5 @@ EXPERIMENT = Experiment(
     first_arms=("scalar_bt", "distill_sft", "rm_r1"),
     first_seeds=1,
     curves=("eval/hard", "eval/easy", "eval/wrong_solution"),
+    workloads=partial(reinforcement, prompt=4096),
 )

@@ -20,12 +20,15 @@ from rewardjax import credit, losses
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.curves import overoptimisation
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
+from rewardjax.models.heads import RewardModel
+from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import GEMMA2_2B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.moments import outcome_moments
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
 from rewardjax.recipes.supervised import SupervisedConfig
+from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training, valuing
 from rewardjax.rewards import shaping
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
@@ -159,12 +162,25 @@ PAPER = Config(
         minibatches=4,
         optimizer=OptimizerConfig(learning_rate=3e-7, clip=5.0),
         loop=LoopConfig(steps=380, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=8),
     ),
     critic=OptimizerConfig(learning_rate=5e-6, clip=5.0),
     group_size=5,
     data="openbmb/UltraFeedback",
 )
+
+
+def workloads(config):
+    """The three models' training and PPO's rollouts, with 512 tokens a prompt and 512 a response."""
+    lab, critic = config.lab, RewardModel(config.lab.model)
+    model, rows = LanguageModel(lab.model), config.rl.prompts // config.rl.minibatches
+    return [
+        imitation(model, lab.sft, 1024),
+        reward_model_training(critic, lab.reward_model, 1024),
+        valuing(critic, config.critic, rows, 1024),
+        *Rollouts(model, config.rl, 1, 512, 512).workloads(),
+    ]
+
 
 PAPERS = "abstract"
 OTHERS = ("centred", "meanstd", "minmax", "clip", "lsc", "ceiling", "sigmoid_uncentred", "kl_0.1")
@@ -211,4 +227,6 @@ EXPERIMENT = Experiment(
     first_arms=("vanilla", "centred", "par"),
     first_seeds=3,
     curves=("gold", "proxy", "gaudy"),
+    topology="v5e:2x4",
+    workloads=workloads,
 )

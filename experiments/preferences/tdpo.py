@@ -30,6 +30,7 @@ from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import direct_preference, language_modelling
 from rewardjax.recipes.preference_data import best_and_worst, demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
+from rewardjax.recipes.workloads import imitation, preference_training
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.transcripts import transcripts
 from rewardjax.statistics import masked_mean
@@ -221,6 +222,14 @@ PAPER = Config(
     "imdb", model=GPT2_LARGE, sft=ONE_EPOCH, policy=ONE_EPOCH, pairs=25_000, kl_budget=10.0
 )
 
+
+def workloads(config):
+    """Training of the first policy, and on the token-level margin, with 512 tokens a response."""
+    model = LanguageModel(config.model)
+    pairs = preference_training(model, config.policy, 512, losses.full_kl, "tdpo")
+    return [imitation(model, config.sft, 512), pairs]
+
+
 AT_ONE_KL = "TDPO2's gap is small because it stays near: on the way there, at one KL, it is larger"
 UNSTOPPED = "with gradients through D_w, TDPO1 lowers its loss by moving away on chosen responses"
 
@@ -261,4 +270,5 @@ EXPERIMENT = Experiment(
     ],
     first_arms=("dpo", "tdpo1", "tdpo2"),
     curves=("gold", "kl", "entropy", "d_gap"),
+    workloads=workloads,
 )

@@ -26,6 +26,7 @@ from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.text_reward_model import TextConfig, ragged, text_scorer
 from rewardjax.recipes.text_verifier import text_study
 from rewardjax.recipes.verifier import choice, solution_level, token_level, verification_loss
+from rewardjax.recipes.workloads import verifier_training
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.sharding import MeshConfig
@@ -192,4 +193,5 @@ EXPERIMENT = Experiment(
     reported={"token_level": {"greedy": 0.206}},
     first_arms=("token_level", "solution_level"),
     curves=("eval/best_of_n", "loss_verifier"),
+    workloads=lambda config: verifier_training(config.text),
 )

@@ -36,6 +36,7 @@ from rewardjax.recipes.reference_answers import (
     thoughtless,
 )
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
+from rewardjax.recipes.workloads import reinforcement
 from rewardjax.rewards import likelihood
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.tasks.arithmetic import Arithmetic
@@ -282,6 +283,7 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=32,
         optimizer=OptimizerConfig(learning_rate=1e-6),
+        micro_batches=16,
         loop=LoopConfig(steps=1000, steps_per_call=1, evaluate_every=100),
     ),
     group_size=32,
@@ -339,4 +341,5 @@ EXPERIMENT = Experiment(
     },
     first_arms=("sft", "base_rl", "prob", "logprob", "l_sft", "l_prob", "l_logprob"),
     curves=("eval/greedy", "eval/perplexity", "eval/mc1", "eval/cot_length"),
+    workloads=lambda config: reinforcement(config, prompt=1024, response=config.thought + 512),
 )

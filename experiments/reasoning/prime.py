@@ -27,10 +27,12 @@ from rewardjax.recipes.learning_curve import learning_curve
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.verified_task import VerifiedTask
+from rewardjax.recipes.workloads import reinforcement
 from rewardjax.tasks.arithmetic import Arithmetic
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.sharding import MeshConfig
 
 OUTCOME = credit.whitened(credit.leave_one_out)
 BOTH = credit.whitened(credit.outcome_and_process)
@@ -47,8 +49,6 @@ class Config:
       filter: prompts are kept whose share of right rollouts lies in this range.
       prm: optimizer of the process reward model.
       offline: of the one that is trained on rollouts of the first policy, and kept.
-      pool: prompts of these rollouts.
-      target: the accuracy of `updates_to_target`.
     """
 
     data: str = "arithmetic"
@@ -57,9 +57,7 @@ class Config:
         vocab=WORLD.vocab_size, layers=2, width=64, mlp_width=128, context=64
     )
     sft: SupervisedConfig = SupervisedConfig(
-        64,
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="linear"),
-        loop=LoopConfig(steps=1200, steps_per_call=100),
+        64, optimizer=OptimizerConfig("adamw", 3e-3, "linear"), loop=LoopConfig(1200, 100)
     )
     rl: PolicyGradientConfig = PolicyGradientConfig(
         prompts=16,
@@ -74,10 +72,10 @@ class Config:
     offline: SupervisedConfig = SupervisedConfig(
         128, optimizer=OptimizerConfig(learning_rate=1e-3), loop=LoopConfig(150, 50)
     )
-    pool: int = 1024
+    pool: int = 1024  # prompts of these rollouts
     max_response: int = 2 * WORLD.max_steps + 2
     evaluation_prompts: int = 512
-    target: float = 0.8
+    target: float = 0.8  # accuracy, of `updates_to_target`
 
 
 def task_of(config):
@@ -159,6 +157,7 @@ PAPER = Config(
         micro_batches=64,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=586, steps_per_call=1, evaluate_every=16),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     prm=OptimizerConfig(learning_rate=1e-6, clip=10.0),
     group_size=4,
@@ -196,4 +195,5 @@ EXPERIMENT = Experiment(
     first_arms=("rloo", "prime"),
     first_seeds=2,
     curves=("eval/accuracy", "prm/auc", "prm/step_auc"),
+    workloads=partial(reinforcement, prompt=1024),
 )

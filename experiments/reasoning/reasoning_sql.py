@@ -27,11 +27,13 @@ from rewardjax.recipes.preference_data import language_batch
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.text_to_sql import QueryTask, grading
 from rewardjax.recipes.verified_task import policy_on
+from rewardjax.recipes.workloads import reinforcement
 from rewardjax.rewards.sql import PARTS
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.sql import SQLWorld
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.sharding import MeshConfig
 from rewardjax.trajectory import respond
 
 WORLD = SQLWorld()
@@ -44,8 +46,7 @@ class Config:
     """Everything that the arms share.
 
     Attributes:
-      demonstrations: pairs of the light warm start, and those of `sft_full`.
-      sft, full: their budgets.
+      demonstrations: pairs of the light warm start `sft`, and those of `full`.
       judge: budget of the judge; half of the responses that it learns from answer another question.
     """
 
@@ -59,9 +60,7 @@ class Config:
     full: SupervisedConfig = SupervisedConfig(64, optimizer=FAST, loop=LoopConfig(300, 50))
     judge: SupervisedConfig = SupervisedConfig(64, optimizer=FAST, loop=LoopConfig(200, 50))
     rl: PolicyGradientConfig = PolicyGradientConfig(
-        prompts=16,
-        optimizer=OptimizerConfig(learning_rate=5e-4),
-        loop=LoopConfig(steps=120, steps_per_call=10, evaluate_every=20),
+        16, optimizer=OptimizerConfig(learning_rate=5e-4), loop=LoopConfig(120, 10, 0, 20)
     )
     group_size: int = 8
     kl: float = 0.04
@@ -123,6 +122,7 @@ def train(config, *, reward):
         return rewards.weighted_sum(parts, {name: WEIGHTS[name] for name in reward})
 
     close = losses.kl_to_reference(config.kl)
+    loss = losses.policy_loss(surrogate=losses.clipped(0.2), regularisers=(close,))
     program = PolicyGradient(
         config.rl,
         init=policy.model.boxed_init,
@@ -132,9 +132,7 @@ def train(config, *, reward):
         on_host=task.parts,
         reward=combined,
         credit=partial(credit.group_relative, group_size=config.group_size),
-        loss=scored(
-            policy.score, losses.policy_loss(surrogate=losses.clipped(0.2), regularisers=(close,))
-        ),
+        loss=scored(policy.score, loss),
         evaluate=lambda params, frozen, key: task.measure(params, key),
     )
 
@@ -156,9 +154,10 @@ PAPER = Config(
     model=QWEN25_7B,
     rl=PolicyGradientConfig(
         prompts=128,
-        micro_batches=16,
+        micro_batches=128,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=221, steps_per_call=1, evaluate_every=13),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     max_response=2048,
 )
@@ -196,4 +195,5 @@ EXPERIMENT = Experiment(
     first_arms=("sft", "exec_only", "all"),
     first_seeds=2,
     curves=("eval/execution", "reward/execution", "zero_advantage"),
+    workloads=partial(reinforcement, prompt=4096),
 )

@@ -27,6 +27,7 @@ from rewardjax.recipes.learning_curve import learning_curve
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.verified_task import VerifiedTask
+from rewardjax.recipes.workloads import reinforcement, valuing
 from rewardjax.statistics import Mean
 from rewardjax.tasks.decision_tree import DecisionTree
 from rewardjax.tasks.external import require_generated
@@ -135,7 +136,7 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=512,
         minibatches=8,
-        micro_batches=8,
+        micro_batches=28,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=210, steps_per_call=1, evaluate_every=10),
     ),
@@ -144,6 +145,13 @@ PAPER = Config(
     max_response=8192,
 )
 SMOKE = smoke(MINI, model=dataclasses.replace(MINI.model, layers=1), evaluation_prompts=16)
+
+
+def workloads(config):
+    """What `grpo`, `tempo` and `ppo` run at full size, with prompts of at most 1024 tokens."""
+    critic = valuing(RewardModel(config.model), config.critic, 16, 1024 + config.max_response)
+    return [*reinforcement(config, prompt=1024), critic]
+
 
 CHANCE = len(WORLD.decisions) / WORLD.length
 COST = "abstract: higher validation accuracy at equal time"
@@ -172,4 +180,5 @@ EXPERIMENT = Experiment(
     ],
     first_arms=("grpo", "tempo", "ppo"),
     curves=("eval/accuracy", "credit/at_decisions", "credit/branching"),
+    workloads=workloads,
 )

@@ -28,6 +28,8 @@ from rewardjax import credit, losses
 from rewardjax.data.formats import open_preferences
 from rewardjax.data.sources import ArraySource
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
+from rewardjax.models.heads import RewardModel
+from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import LLAMA3_70B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.objectives import direct_preference, reward_modelling
@@ -37,6 +39,7 @@ from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
 from rewardjax.recipes.rated_pairs import RatedPairsConfig, helpfulness, rated_study
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.text_reward_model import TextConfig, ragged, text_scorer, text_study
+from rewardjax.recipes.workloads import preference_training, reward_model_training
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.sharding import MeshConfig
@@ -293,7 +296,7 @@ def offline(config, lab):
 
 MINI = Config()
 PUBLISHED = SupervisedConfig(
-    64, optimizer=OptimizerConfig(learning_rate=1e-6), loop=LoopConfig(steps=160)
+    64, micro_batches=4, optimizer=OptimizerConfig(learning_rate=1e-6), loop=LoopConfig(steps=160)
 )
 PAPER = Config(
     data="nvidia/HelpSteer2",
@@ -308,11 +311,19 @@ PAPER = Config(
         prompts=256,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=160, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(fsdp=64),
+        mesh=MeshConfig(fsdp=16, tensor=8),
     ),
     kl=0.01,
     dpo=PUBLISHED,
 )
+
+
+def workloads(config):
+    """The reward model on comparisons, and DPO, on conversations of 4096 tokens."""
+    model, length = config.lab.model, config.text.buckets[-1]
+    scorer = reward_model_training(RewardModel(model), config.fit, length)
+    return [scorer, preference_training(LanguageModel(model), config.dpo, length)]
+
 
 NOTES = {
     "reg": "ratings alone",
@@ -366,4 +377,6 @@ EXPERIMENT = Experiment(
     },
     first_arms=("bt", "margin_bt", "scaled_bt", "reg", "reg_scaled", "reg_scaled_expo"),
     curves=("eval/gold", "eval/proxy", "test_accuracy"),
+    workloads=workloads,
+    topology="v5p:4x4x8",
 )

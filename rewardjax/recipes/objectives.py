@@ -66,15 +66,25 @@ def direct_preference(
     summed, in nats (with gradients).
     """
 
-    def logits(params, batch):
+    def flat(batch):
         rows, responses, time = batch["tokens"].shape
         tokens, valid = (batch[k].reshape(-1, time) for k in ("tokens", "valid"))
-        found = model.logits(params, tokens, valid.astype(jnp.int32))
-        return found.reshape(rows, responses, time, -1)
+        return (rows, responses, time), tokens, valid.astype(jnp.int32)
+
+    def logits(params, batch):
+        shape, tokens, segments = flat(batch)
+        return model.logits(params, tokens, segments).reshape(*shape, -1)
+
+    def score(params, batch):
+        shape, tokens, segments = flat(batch)
+        return model.score(params, tokens, segments)[0].reshape(shape)
 
     def loss(params, batch, frozen):
-        policy, reference = logits(params, batch), logits(frozen, batch)
-        after, before = (gather_logprobs(x, batch["tokens"]) for x in (policy, reference))
+        if divergence is None:
+            after, before = score(params, batch), score(frozen, batch)
+        else:
+            policy, reference = logits(params, batch), logits(frozen, batch)
+            after, before = (gather_logprobs(x, batch["tokens"]) for x in (policy, reference))
         sides = {"log_ratio": log_ratio(after, before, batch["mask"])}
         if divergence is not None:
             by_token = jnp.where(batch["mask"], divergence(reference, policy), 0.0)

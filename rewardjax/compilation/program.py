@@ -1,0 +1,238 @@
+"""A device program at full size: compiled for a slice, it says whether it fits and what bounds it."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
+from jax.sharding import Mesh
+
+from rewardjax.compilation.chips import GIB, CompileError, Topology
+from rewardjax.compilation.flops import matmul_flops
+from rewardjax.compilation.hlo import traffic
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A pure function and what it is called with.
+
+    Attributes:
+      function: to be jitted.
+      arguments: `jax.ShapeDtypeStruct` with shardings, in place of arrays.
+      donated: positions of the arguments whose memory the results take over.
+    """
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    donated: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """A device program of an experiment, for any mesh and batch.
+
+    Attributes:
+      name: "decode", "update", ...
+      rows: sequences (or samples) that are in memory at one time.
+      program: `(mesh, rows) -> Program`.
+      calls: how often it runs in one step of training.
+      sizes: of the model's axes that a mesh divides, by their logical names.
+    """
+
+    name: str
+    rows: int
+    program: Callable[[Mesh, int], Program]
+    calls: int = 1
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What the compiler says of one program, for one device and one run of it.
+
+    Attributes:
+      name, rows, calls: the workload's.
+      arguments, outputs, temporaries: bytes of HBM; outputs in donated memory are not counted twice.
+      capacity: bytes of HBM.
+      flops: of its matrix products.
+      memory: bytes of HBM traffic.
+      collectives: bytes by kind.
+      compute_seconds, memory_seconds, interconnect_seconds: each alone at peak rates.
+      compile_seconds: what compiling took.
+      largest: where it does not fit, the compiler's list of the largest buffers; else empty.
+    """
+
+    name: str
+    rows: int
+    calls: int
+    capacity: float
+    flops: float
+    compile_seconds: float
+    arguments: float = 0.0
+    outputs: float = 0.0
+    temporaries: float = 0.0
+    memory: float = 0.0
+    collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+    compute_seconds: float = 0.0
+    memory_seconds: float = 0.0
+    interconnect_seconds: float = 0.0
+    largest: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether the compiler found room for it."""
+        return not self.largest
+
+    @property
+    def seconds(self) -> float:
+        """The roofline's time: the longest of the three, as if they overlapped."""
+        return max(self.compute_seconds, self.memory_seconds, self.interconnect_seconds)
+
+    @property
+    def bound(self) -> str:
+        """What takes that time: "compute", "memory" or "interconnect"."""
+        return max(
+            ("compute", "memory", "interconnect"), key=lambda x: getattr(self, f"{x}_seconds")
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, for machines."""
+        derived = {"fits": self.fits, "seconds": self.seconds, "bound": self.bound}
+        return dataclasses.asdict(self) | derived
+
+
+def check_mesh(workload: Workload, shape: Mapping[str, int], rules) -> None:
+    """Raises CompileError where the mesh does not divide the batch or an axis of the model.
+
+    Args:
+      workload: says the sizes.
+      shape: devices along each axis of the mesh.
+      rules: the mesh axes of each logical axis.
+    """
+    for axis, size in {"batch": workload.rows, **workload.sizes}.items():
+        names = rules[axis] or ()
+        names = (names,) if isinstance(names, str) else names
+        parts = 1
+        for name in names:
+            parts *= shape[name]
+        if size % parts:
+            axes = ", ".join(f"{name}={shape[name]}" for name in names)
+            what = "rows" if axis == "batch" else axis
+            raise CompileError(
+                f"{workload.name}: expected {what} to be a multiple of {parts} ({axes}), found {size}"
+            )
+
+
+def compile_workload(workload: Workload, mesh: Mesh, where: Topology) -> Report:
+    """Compile one program for a slice.
+
+    Args:
+      workload: what is compiled.
+      mesh: over the slice's devices.
+      where: the slice.
+
+    Returns:
+      The report; one that does not fit names its largest buffers.
+    """
+    start, chip = time.perf_counter(), where.chip
+    program = workload.program(mesh, workload.rows)
+    with jax.set_mesh(mesh):
+        flops = matmul_flops(program.function, *program.arguments) / mesh.size
+        jitted = jax.jit(program.function, donate_argnums=program.donated)
+        lowered = jitted.lower(*program.arguments)
+        try:
+            compiled = lowered.compile()
+        except JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            compiled, largest = None, largest_buffers(str(error), program)
+    spent = time.perf_counter() - start
+    known = (workload.name, workload.rows, workload.calls, chip.memory, flops, spent)
+    if compiled is None:
+        return Report(*known, compute_seconds=flops / chip.flops, largest=largest)
+    stats: Any = compiled.memory_analysis()
+    moved = traffic(compiled.as_text() or "")
+    return Report(
+        *known,
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        memory=moved.memory,
+        collectives=moved.collectives,
+        compute_seconds=flops / chip.flops,
+        memory_seconds=moved.memory / chip.bandwidth,
+        interconnect_seconds=sum(moved.collectives.values()) / chip.interconnect,
+    )
+
+
+def fit_rows(workload: Workload, mesh: Mesh, where: Topology, step: int) -> Report:
+    """The report of the most rows that fit: powers of two times `step`, and those halfway between.
+
+    Args:
+      workload: its own `rows` are where the search starts.
+      mesh: over the slice's devices.
+      where: the slice.
+      step: the fewest rows, which the mesh divides.
+
+    Raises:
+      CompileError: not even `step` rows fit.
+    """
+
+    def attempt(count: int) -> Report:
+        changed = dataclasses.replace(workload, rows=count * step)
+        return compile_workload(changed, mesh, where)
+
+    # The largest count that fits lies between `low` and `high`, which does not.
+    count, low, high = max(workload.rows // step, 1), 0, 0
+    best = None
+    while not high or high - low > max(low // 2, 1):
+        report = attempt(count)
+        if report.fits:
+            best, low = report, count
+        else:
+            high = count
+        if high == 1:
+            raise CompileError(
+                f"{workload.name}: not even {step} rows fit; the largest buffers are\n  "
+                + "\n  ".join(report.largest)
+            )
+        count = (low + high) // 2 if high else 2 * low
+    assert best is not None
+    return best
+
+
+def largest_buffers(message: str, program: Program, count: int = 5) -> tuple[str, ...]:
+    """What the compiler says of a lack of memory, and the largest arguments with their bytes a device."""
+    leaves = jax.tree_util.tree_leaves_with_path(program.arguments)
+    sized = sorted(((_bytes(leaf), path, leaf) for path, leaf in leaves), key=lambda x: -x[0])
+    rows = (
+        f"{size / GIB:.2f} GiB a device: argument {jax.tree_util.keystr(path)} {leaf.dtype}{leaf.shape}"
+        for size, path, leaf in sized[:count]
+    )
+    return (message.splitlines()[0], *rows)
+
+
+def _bytes(leaf: Any) -> float:
+    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+    return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize if shape else 0.0
+
+
+def table(reports: Sequence[Report]) -> str:
+    """A Markdown table of what matters."""
+    lines = [
+        "| program | rows | HBM: arguments + outputs + temporaries, GiB a device | of | TFLOP"
+        " | traffic, GB | collectives, GB | time, ms | bound |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for it in reports:
+        hbm = " + ".join(f"{x / GIB:.2f}" for x in (it.arguments, it.outputs, it.temporaries))
+        moved = ", ".join(f"{kind} {x / 1e9:.2f}" for kind, x in it.collectives.items()) or "none"
+        cells = [it.name, it.rows, hbm if it.fits else "does not fit", f"{it.capacity / GIB:.0f}"]
+        cells += [f"{it.flops / 1e12:.2f}", f"{it.memory / 1e9:.1f}", moved]
+        cells += [f"{1e3 * it.seconds:.1f}", it.bound if it.fits else "-"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,371 @@
+"""The device programs of the recipes at full size, with shapes in place of arrays.
+
+An experiment names those of its `paper` scale (`Experiment.workloads`); `rewardjax compile` compiles
+them. Each is made of the functions that a run is made of: `prefill` and `decode` of `generate`, a policy's
+`score`, `update` on a recipe's loss.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import ShapeDtypeStruct
+from jax.sharding import Mesh
+
+from rewardjax import losses
+from rewardjax.compilation.layout import abstract, cache_of, key_shape, rows_of, sampling_params
+from rewardjax.compilation.program import Program, Workload
+from rewardjax.losses import Loss, PolicyLoss
+from rewardjax.models.flow import FlowModel
+from rewardjax.models.heads import RewardModel
+from rewardjax.models.language_model import LanguageModel
+from rewardjax.models.transformer import TransformerConfig, check_length
+from rewardjax.recipes.objectives import direct_preference, language_modelling, reward_modelling
+from rewardjax.recipes.policy_gradient import PolicyGradientConfig, scored
+from rewardjax.recipes.supervised import SupervisedConfig
+from rewardjax.recipes.text_reward_model import TextConfig
+from rewardjax.sampling.flow import FlowPolicy
+from rewardjax.sampling.generate import decode, prefill, sample_token
+from rewardjax.sampling.language_policy import LanguagePolicy
+from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
+from rewardjax.training.state import TrainState, update
+from rewardjax.trajectory import Trajectory
+
+PREFILLED = 16  # prompts at a time
+CLIPPED = losses.policy_loss(surrogate=losses.clipped(0.2))
+PENALISED = losses.policy_loss(
+    surrogate=losses.clipped(0.2), regularisers=(losses.kl_to_reference(0.001),)
+)
+
+
+def sizes_of(model: TransformerConfig) -> dict[str, int]:
+    """The axes that a mesh divides, by their logical names."""
+    named = {"embed": model.width, "heads": model.heads, "kv_heads": model.kv_heads}
+    return named | {"mlp": model.mlp_width, "vocab": model.vocab}
+
+
+def trajectory_of(mesh: Mesh, rows: int, time: int, **info: Any) -> Trajectory:
+    """A batch of token sequences with `info["reference_logprobs"]` and these columns."""
+    flags, numbers = rows_of(mesh, bool, rows, time), rows_of(mesh, jnp.float32, rows, time)
+    tokens = rows_of(mesh, jnp.int32, rows, time)
+    return Trajectory(tokens, flags, flags, numbers, info={"reference_logprobs": numbers, **info})
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """How a language model is trained by reinforcement at full size.
+
+    Attributes:
+      model: the language model.
+      rl: prompts a step, cuts of a batch, optimizer.
+      group_size: responses a prompt.
+      prompt, response: longest of each, in tokens.
+      slots: responses decoded at a time, before others take their places.
+      loss: of the policy.
+    """
+
+    model: LanguageModel
+    rl: PolicyGradientConfig
+    group_size: int
+    prompt: int
+    response: int
+    slots: int = 128
+    loss: PolicyLoss = PENALISED
+
+    @property
+    def rows(self) -> int:
+        """Responses a step."""
+        return self.rl.prompts * self.group_size
+
+    @property
+    def policy(self) -> LanguagePolicy:
+        """The policy, for its `score`."""
+        return LanguagePolicy(self.model, self.response, (), prompt_columns=self.prompt)
+
+    def workloads(self) -> list[Workload]:
+        """Prefill, decode, score, update.
+
+        Raises:
+          ValueError: a prompt and its response are longer than the model's context.
+        """
+        check_length(self.model.config, self.prompt + self.response)
+        slots = min(self.slots, self.rows)
+        rounds = -(-self.rows // slots)
+        cut = self.rows // (self.rl.minibatches * self.rl.micro_batches)
+        sizes = sizes_of(self.model.config)
+        prompts = min(self.rl.prompts, PREFILLED)
+        return [
+            Workload("prefill", prompts, self._prefill, -(-self.rl.prompts // prompts), sizes),
+            Workload("decode", slots, self._decode, rounds * self.response, sizes),
+            Workload("score", cut, self._score, self.rows // cut, sizes),
+            Workload("update", cut, self._update, self.rl.epochs * self.rl.minibatches, sizes),
+        ]
+
+    def _image(self, mesh: Mesh, rows: int) -> dict[str, Any]:
+        vision = getattr(self.model, "vision", None)
+        if vision is None:
+            return {}
+        shape = (vision.height, vision.width, vision.channels)
+        return {"image": rows_of(mesh, jnp.float32, rows, *shape)}
+
+    def _prefill(self, mesh: Mesh, rows: int) -> Program:
+        def run(params, tokens, valid, image=None):
+            return prefill(self.model, params, tokens, valid, self.prompt, image)
+
+        shape = (rows, self.prompt)
+        tokens, valid = rows_of(mesh, jnp.int32, *shape), rows_of(mesh, bool, *shape)
+        image = tuple(self._image(mesh, rows).values())
+        return Program(run, (sampling_params(mesh, self.model), tokens, valid, *image))
+
+    def _decode(self, mesh: Mesh, rows: int) -> Program:
+        def run(params, cache, tokens, positions, key):
+            logits, cache = decode(self.model, params, tokens, positions, cache)
+            return cache, sample_token(key, logits)
+
+        numbers = rows_of(mesh, jnp.int32, rows)
+        cache = cache_of(mesh, self.model, rows, self.prompt + self.response)
+        params = sampling_params(mesh, self.model)
+        return Program(run, (params, cache, numbers, numbers, key_shape()), donated=(1,))
+
+    def _score(self, mesh: Mesh, rows: int) -> Program:
+        params = abstract(mesh, self.model.boxed_init, key_shape())
+        time = self.prompt + self.response
+        return Program(
+            self.policy.score,
+            (params, trajectory_of(mesh, rows, time, **self._image(mesh, rows))),
+        )
+
+    def _update(self, mesh: Mesh, rows: int) -> Program:
+        batch = self.rows // self.rl.minibatches
+        rows = min(rows, batch)
+        loss = scored(self.policy.score, self.loss)
+        time = self.prompt + self.response
+        traj = trajectory_of(mesh, batch, time, **self._image(mesh, batch))
+        data = (traj, rows_of(mesh, jnp.float32, batch, time))
+        return training(
+            mesh,
+            self.model.boxed_init,
+            self.rl.optimizer,
+            lambda params, batch: loss(params, *batch),
+            data,
+            batch // rows,
+        )
+
+
+def reinforcement(
+    config: Any, *, prompt: int, response: int | None = None, group_size: int | None = None
+) -> list[Workload]:
+    """The programs of a configuration with `model`, `rl`, `group_size` and `max_response`.
+
+    Args:
+      config: an experiment's.
+      prompt: longest, in tokens.
+      response: longest, in tokens; `config.max_response` without it.
+      group_size: `config.group_size` without it.
+    """
+    response = config.max_response if response is None else response
+    group_size = config.group_size if group_size is None else group_size
+    model = LanguageModel(config.model)
+    return Rollouts(model, config.rl, group_size, prompt, response).workloads()
+
+
+def training(
+    mesh: Mesh,
+    init: Callable[..., Any],
+    optimizer: OptimizerConfig,
+    loss: Callable[..., Loss],
+    batch: Any,
+    micro_batches: int,
+    frozen: Any = None,
+) -> Program:
+    """One optimizer step; with `frozen` parameters, `loss(params, batch, frozen)`."""
+    tx = make_optimizer(optimizer, 1000)
+
+    def step(state, batch, frozen):
+        def own(params, cut):
+            return loss(params, cut, *(() if frozen is None else (frozen,)))
+
+        params, opt_state, metrics = update(
+            tx, own, state.params, state.opt_state, batch, micro_batches
+        )
+        return state.replace(params=params, opt_state=opt_state), metrics
+
+    state = abstract(mesh, lambda key: TrainState.create(init(key), tx), key_shape())
+    return Program(step, (state, batch, frozen), donated=(0,))
+
+
+def imitation(
+    model: LanguageModel, config: SupervisedConfig, length: int, name: str = "sft"
+) -> Workload:
+    """Language modelling on demonstrations of `length` tokens."""
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        shape = (config.batch_size, length)
+        batch = {"tokens": rows_of(mesh, jnp.int32, *shape), "valid": rows_of(mesh, bool, *shape)}
+        return training(
+            mesh,
+            model.boxed_init,
+            config.optimizer,
+            language_modelling(model),
+            batch | {"mask": batch["valid"]},
+            config.batch_size // rows,
+        )
+
+    cut = config.batch_size // config.micro_batches
+    return Workload(name, cut, program, 1, sizes_of(model.config))
+
+
+def reward_model_training(
+    scorer: RewardModel, config: SupervisedConfig, length: int, name: str = "reward_model"
+) -> Workload:
+    """Bradley-Terry on pairs of `length` tokens each; `rows` are pairs."""
+
+    def loss(scores, batch):
+        return losses.bradley_terry(scores[:, 0] - scores[:, 1])
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        return training(
+            mesh,
+            scorer.boxed_init,
+            config.optimizer,
+            reward_modelling(scorer, loss),
+            pairs_of(mesh, config.batch_size, length),
+            config.batch_size // rows,
+        )
+
+    cut = config.batch_size // config.micro_batches
+    return Workload(name, cut, program, 1, sizes_of(scorer.config))
+
+
+def preference_training(
+    model: LanguageModel, config: SupervisedConfig, length: int, divergence=None, name: str = "dpo"
+) -> Workload:
+    """DPO on pairs of `length` tokens each; `rows` are pairs. The reference is a second set of weights."""
+
+    def ratios(log_ratios, batch):
+        return losses.bradley_terry(0.1 * (log_ratios[:, 0] - log_ratios[:, 1]))
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        return training(
+            mesh,
+            model.boxed_init,
+            config.optimizer,
+            direct_preference(model, ratios, divergence),
+            pairs_of(mesh, config.batch_size, length),
+            config.batch_size // rows,
+            frozen=abstract(mesh, model.boxed_init, key_shape()),
+        )
+
+    cut = config.batch_size // config.micro_batches
+    return Workload(name, cut, program, 1, sizes_of(model.config))
+
+
+def pairs_of(mesh: Mesh, rows: int, length: int) -> dict[str, Any]:
+    """A batch of preferences."""
+    shape = (rows, 2, length)
+    flags = rows_of(mesh, bool, *shape)
+    return {"tokens": rows_of(mesh, jnp.int32, *shape), "valid": flags, "mask": flags}
+
+
+def judging(scorer: RewardModel, rows: int, length: int, name: str = "reward") -> Workload:
+    """A reward model's scores of sequences of `length` tokens."""
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        shape = (rows, length)
+        arguments = rows_of(mesh, jnp.int32, *shape), rows_of(mesh, bool, *shape)
+        return Program(scorer.score, (abstract(mesh, scorer.boxed_init, key_shape()), *arguments))
+
+    return Workload(name, rows, program, 1, sizes_of(scorer.config))
+
+
+def valuing(
+    scorer: RewardModel, optimizer: OptimizerConfig, rows: int, length: int, name: str = "critic"
+) -> Workload:
+    """One update of a critic on sequences of `length` tokens."""
+
+    def loss(params, batch):
+        traj, targets = batch
+        values = scorer.values(params, traj.tokens, traj.valid)
+        return Loss({"value": losses.value_loss(values, targets, targets, traj.mask)}, {})
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        batch = (
+            trajectory_of(mesh, rows, length),
+            rows_of(mesh, jnp.float32, rows, length),
+        )
+        return training(mesh, scorer.boxed_init, optimizer, loss, batch, 1)
+
+    return Workload(name, rows, program, 1, sizes_of(scorer.config))
+
+
+def verifier_training(text: TextConfig) -> list[Workload]:
+    """A generator's training, and that of a verifier which reads every token."""
+    model, length, fit = text.model, text.buckets[-1], text.fit
+    generator = imitation(LanguageModel(model), text.pretraining, length, "generator")
+    return [
+        generator,
+        valuing(RewardModel(model), fit.optimizer, fit.batch_size, length, "verifier"),
+    ]
+
+
+def velocities(model: FlowModel, rows: int, calls: int) -> Workload:
+    """One call of a flow model's network for `rows` samples."""
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        x = rows_of(mesh, jnp.float32, rows, *model.config.event)
+        time, condition = (rows_of(mesh, kind, rows) for kind in (jnp.float32, jnp.int32))
+        params = abstract(mesh, model.boxed_init, key_shape())
+        return Program(model.velocity, (params, x, time, condition))
+
+    return Workload("velocity", rows, program, calls)
+
+
+def denoising(
+    policy: FlowPolicy, model: FlowModel, rl: PolicyGradientConfig, group_size: int
+) -> list[Workload]:
+    """A flow model's rollout and update: `rows` are samples.
+
+    Args:
+      policy: on the model.
+      model: the velocity network.
+      rl: conditions a step, cuts of a batch, optimizer.
+      group_size: samples a condition.
+    """
+    total = rl.prompts * group_size
+    cut = total // (rl.minibatches * rl.micro_batches)
+
+    def rollout(mesh: Mesh, rows: int) -> Program:
+        one = dataclasses.replace(policy, group_size=1)
+        params = abstract(mesh, model.boxed_init, key_shape())
+        return Program(one.rollout, (params, rows_of(mesh, jnp.int32, rows), key_shape()))
+
+    def improve(mesh: Mesh, rows: int) -> Program:
+        batch, loss = total // rl.minibatches, scored(policy.score, CLIPPED)
+        single = dataclasses.replace(policy, group_size=1)
+        shapes = jax.eval_shape(
+            single.rollout,
+            jax.eval_shape(model.init, key_shape()),
+            ShapeDtypeStruct((batch,), jnp.int32),
+            key_shape(),
+        )
+        traj = jax.tree.map(lambda x: rows_of(mesh, x.dtype, *x.shape), shapes)
+        advantages = rows_of(mesh, jnp.float32, *traj.mask.shape)
+
+        def own(params, batch):
+            return loss(params, *batch)
+
+        return training(
+            mesh, model.boxed_init, rl.optimizer, own, (traj, advantages), batch // min(rows, batch)
+        )
+
+    return [
+        Workload("rollout", cut, rollout, total // cut),
+        Workload("update", cut, improve, rl.epochs * rl.minibatches),
+    ]
+
+
+def named(prefix: str, workloads: Sequence[Workload]) -> list[Workload]:
+    """The same with a prefix to their names, where an experiment trains several models."""
+    return [dataclasses.replace(it, name=f"{prefix}_{it.name}") for it in workloads]

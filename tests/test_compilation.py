@@ -1,0 +1,289 @@
+"""Ahead-of-time compilation: counting by hand, and the recipes' programs on eight CPU devices."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from rewardjax import catalogue, cli
+from rewardjax.compilation import chips, program
+from rewardjax.compilation.chips import CHIPS, Chip, CompileError, Topology
+from rewardjax.compilation.command import mesh_for
+from rewardjax.compilation.flops import matmul_flops
+from rewardjax.compilation.hlo import size_of, traffic
+from rewardjax.compilation.program import Workload, check_mesh, compile_workload, fit_rows, table
+from rewardjax.models.flow import FlowModel, MLPConfig
+from rewardjax.models.heads import RewardModel
+from rewardjax.models.language_model import LanguageModel
+from rewardjax.models.transformer import TransformerConfig
+from rewardjax.partitioning import RULES
+from rewardjax.recipes import workloads
+from rewardjax.recipes.policy_gradient import PolicyGradientConfig
+from rewardjax.recipes.supervised import SupervisedConfig
+from rewardjax.sampling.flow import FlowPolicy
+from rewardjax.tpu_slices import GENERATIONS, Slice
+from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.sharding import MeshConfig, make_mesh
+
+TINY = TransformerConfig(
+    vocab=32,
+    layers=2,
+    width=16,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+    mlp_width=32,
+    context=32,
+    scan=True,
+)
+TINY = dataclasses.replace(TINY, remat="full", attention_chunk=8, logit_chunk=4)
+MODEL, SCORER = LanguageModel(TINY), RewardModel(TINY)
+RL = PolicyGradientConfig(prompts=4, minibatches=2, micro_batches=2)
+ROLLOUTS = workloads.Rollouts(MODEL, RL, group_size=4, prompt=8, response=8, slots=8)
+FIT = SupervisedConfig(8, micro_batches=2)
+FLOW = FlowModel(MLPConfig(conditions=2, width=8))
+PROGRAMS = [
+    *ROLLOUTS.workloads(),
+    workloads.imitation(MODEL, FIT, 16),
+    workloads.reward_model_training(SCORER, FIT, 16),
+    workloads.preference_training(MODEL, FIT, 16),
+    workloads.valuing(SCORER, OptimizerConfig(), 4, 16),
+    workloads.velocities(FLOW, 8, 10),
+    *workloads.denoising(FlowPolicy(FLOW.velocity, FLOW.config.event, 4, 3), FLOW, RL, 8),
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_fast():
+    """Nothing here is run."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+MODULE = """\
+HloModule jit_run
+
+%fused (param_0: f32[6,8], param_1: s32[]) -> f32[8] {
+  %param_0 = f32[6,8]{1,0} parameter(0)
+  %param_1 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = f32[1,8]{1,0} dynamic-slice(%param_0, %param_1, %zero), dynamic_slice_sizes={1,8}
+  ROOT %flat = f32[8]{0} bitcast(%slice)
+}
+
+%body (state: (s32[], f32[6,8], f32[8])) -> (s32[], f32[6,8], f32[8]) {
+  %state = (s32[], f32[6,8]{1,0}, f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %rows = f32[6,8]{1,0} get-tuple-element(%state), index=1
+  %row = f32[8]{0:T(128)S(1)} fusion(%rows, %i), kind=kLoop, calls=%fused
+  %near = f32[16]{0} all-gather(%row), replica_groups={{0,1}}, dimensions={0}
+  ROOT %next = (s32[], f32[6,8]{1,0}, f32[8]{0}) tuple(%i, %rows, %row)
+}
+
+%condition (state.1: (s32[], f32[6,8], f32[8])) -> pred[] {
+  %state.1 = (s32[], f32[6,8]{1,0}, f32[8]{0}) parameter(0)
+  %limit = s32[] constant(6)
+  %j = s32[] get-tuple-element(%state.1), index=0
+  ROOT %less = pred[] compare(%j, %limit), direction=LT
+}
+
+ENTRY %main (a: f32[6,8], start: (s32[], f32[6,8], f32[8])) -> f32[6,8] {
+  %a = f32[6,8]{1,0} parameter(0)
+  %start = (s32[], f32[6,8]{1,0}, f32[8]{0}) parameter(1)
+  %loop = (s32[], f32[6,8]{1,0}, f32[8]{0}) while(%start), condition=%condition, body=%body
+  ROOT %twice = f32[6,8]{1,0} add(%a, %a), metadata={op_name="x"}
+}
+"""
+
+
+def cpu_slice():
+    """Eight virtual devices with round figures."""
+    return Topology("cpu", jax.devices()[:8], Chip(1e9, 1e9, 1e6, 1e5))
+
+
+def test_matrix_products_are_counted_as_often_as_they_run():
+    def run(a, b):
+        def step(carry, _):
+            return jax.checkpoint(jnp.tanh)(carry @ b), None
+
+        looped = jax.lax.scan(step, a, length=5)[0]
+        return jax.lax.cond(jnp.sum(a) > 0, lambda x: x @ b @ b, lambda x: x @ b, looped)
+
+    a, b = jnp.ones((3, 4)), jnp.ones((4, 4))
+    assert matmul_flops(run, a, b) == (5 + 2) * 2 * 3 * 4 * 4
+    assert matmul_flops(jax.grad(lambda b: jnp.sum(a @ b)), b) == 2 * 2 * 3 * 4 * 4
+
+
+def test_traffic_by_hand():
+    assert size_of("(bf16[2,3]{1,0}, pred[5]{0:S(1)}, s32[])") == 12 + 4
+    moved = traffic(MODULE)
+    # In each of six turns a row of 32 bytes is read into faster memory, together with the loop's
+    # counter, and 64 bytes are written by the gather; at the end 192 bytes twice in and once out.
+    assert moved.memory == 6 * (32 + 4 + 64) + 3 * 192
+    assert moved.collectives == {"all-gather": 6 * 64}
+    with pytest.raises(ValueError, match="expected an ENTRY computation"):
+        traffic("HloModule empty")
+
+
+def test_every_generation_that_can_be_launched_has_figures():
+    assert CHIPS.keys() == GENERATIONS.keys()
+    assert CHIPS["v4"].share(2).memory == 16 * 2**30
+
+
+def test_meshes():
+    config = PolicyGradientConfig(mesh=MeshConfig(data=2, fsdp=4, tensor=2))
+    assert mesh_for(config, 32, None) == MeshConfig(2, 8, 2)
+    assert mesh_for(config, 8, "tensor=4") == MeshConfig(1, 2, 4)
+    assert mesh_for(PolicyGradientConfig(), 8, None) == MeshConfig(fsdp=8)
+    for wanted in ("tensor=3", "fsdp=4,tensor=4"):
+        with pytest.raises(CompileError, match="does not divide the 8 devices"):
+            mesh_for(config, 8, wanted)
+    with pytest.raises(
+        CompileError, match="expected such as data=1,fsdp=4,tensor=4, found 'rows=2'"
+    ):
+        mesh_for(config, 8, "rows=2")
+
+
+@pytest.mark.parametrize("workload", PROGRAMS, ids=lambda it: it.name)
+def test_programs_compile_for_a_mesh(workload):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    check_mesh(workload, mesh.shape, RULES)
+    report = compile_workload(workload, mesh, cpu_slice())
+    assert report.fits
+    assert report.flops > 0
+    assert report.arguments > 0
+    assert report.seconds >= report.compute_seconds == report.flops / 1e9
+    if workload.name in ("update", "sft", "reward_model", "dpo", "critic"):
+        assert report.interconnect_seconds > 0
+
+
+def test_a_report_by_hand():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    (decode,) = (it for it in ROLLOUTS.workloads() if it.name == "decode")
+    assert (decode.rows, decode.calls) == (8, 2 * 8)
+    report = compile_workload(decode, mesh, cpu_slice())
+    tensor, rows, slots = 2, 8 // 4, 16
+    layer = 16 * (32 + 16 + 16) + 32 * 16 + 3 * 16 * 32
+    weights = (2 * layer / tensor + 2 * 2 * 16 + 16 + 32 * 16 / tensor) * 4
+    cache = 2 * 2 * rows * 2 / tensor * slots * 8 * 4 + rows * slots * 4 + 4
+    assert report.arguments == pytest.approx(weights + cache + 2 * rows * 4, abs=64)
+    rows_text = table([report, dataclasses.replace(report, largest=("too much",))])
+    assert rows_text.count("| decode | 8 |") == 2
+    assert "does not fit" in rows_text
+    assert report.as_json()["bound"] in ("memory", "interconnect")
+
+
+def test_what_a_mesh_does_not_divide_is_named():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=1, tensor=4))
+    with pytest.raises(
+        CompileError, match=r"decode: expected kv_heads to be a multiple of 4 .*found 2"
+    ):
+        check_mesh(ROLLOUTS.workloads()[1], mesh.shape, RULES)
+    odd = dataclasses.replace(ROLLOUTS.workloads()[1], rows=3, sizes={})
+    with pytest.raises(CompileError, match=r"expected rows to be a multiple of 2 .*found 3"):
+        check_mesh(odd, mesh.shape, RULES)
+
+
+def test_a_context_that_is_too_long_is_named():
+    with pytest.raises(ValueError, match="33 tokens is longer than the model's context=32"):
+        dataclasses.replace(ROLLOUTS, response=25).workloads()
+
+
+@pytest.mark.parametrize(("most", "expected"), [(1, 1), (5, 4), (6, 6), (100, 96)])
+def test_the_most_rows_that_fit(monkeypatch, most, expected):
+    tried = []
+
+    def fake(workload, mesh, where):
+        tried.append(workload.rows)
+        largest = () if workload.rows <= 4 * most else ("too much",)
+        return program.Report(workload.name, workload.rows, 1, 1.0, 1.0, 0.0, largest=largest)
+
+    monkeypatch.setattr(program, "compile_workload", fake)
+    workload = Workload("update", 8, lambda mesh, rows: None)
+    assert fit_rows(workload, make_mesh(MeshConfig(fsdp=4)), cpu_slice(), 4).rows == 4 * expected
+    assert len(tried) <= 10
+
+
+def test_nothing_fits(monkeypatch):
+    def fake(workload, mesh, where):
+        return program.Report("update", workload.rows, 1, 1.0, 1.0, 0.0, largest=("params: 3 GiB",))
+
+    monkeypatch.setattr(program, "compile_workload", fake)
+    workload = Workload("update", 4, lambda mesh, rows: None)
+    with pytest.raises(CompileError, match=r"not even 4 rows fit; .*\n  params: 3 GiB"):
+        fit_rows(workload, make_mesh(MeshConfig(fsdp=4)), cpu_slice(), 4)
+
+
+def test_a_lack_of_memory_names_the_largest_arguments():
+    shapes = (
+        {"small": jax.ShapeDtypeStruct((2,), jnp.float32)},
+        jax.ShapeDtypeStruct((2**28,), jnp.float32),
+    )
+    found = program.largest_buffers("RESOURCE_EXHAUSTED: out\nmore", program.Program(max, shapes))
+    assert found[0] == "RESOURCE_EXHAUSTED: out"
+    assert found[1] == "1.00 GiB a device: argument [1] float32(268435456,)"
+
+
+def all_experiments():
+    return [
+        pytest.param(entry, found, id=entry.slug)
+        for entry, found in catalogue.load_all(catalogue.experiments_folder())
+        if not isinstance(found, Exception) and found.workloads is not None
+    ]
+
+
+@pytest.mark.parametrize(("entry", "experiment"), all_experiments())
+def test_every_paper_scale_suits_its_slice(entry, experiment):
+    config = experiment.scales["paper"]
+    wanted = mesh_for(config, Slice.parse(experiment.topology).chips, None)
+    found = experiment.workloads(config)
+    assert len({it.name for it in found}) == len(found) > 0
+    for workload in found:
+        check_mesh(workload, dataclasses.asdict(wanted), RULES)
+
+
+def test_without_the_compiler_the_extra_is_named(monkeypatch, capsys):
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    assert cli.main(["compile", "tempo"]) == 2
+    assert "pip install -e '.[tpu-compile]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["heron"], "heron declares no device programs"),
+        ([], "expected an experiment, or --all"),
+        (["tempo", "--topology", "v9:2x2"], "found 'v9'"),
+        (["tempo", "--scale", "huge"], "expected one of mini, smoke, paper, found 'huge'"),
+    ],
+)
+def test_mistakes_are_told_at_once(monkeypatch, capsys, words, said):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert cli.main(["compile", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+HAS_COMPILER = "TPU_LIBRARY_PATH" in os.environ or importlib.util.find_spec("libtpu") is not None
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs the TPU compiler: rewardjax[tpu-compile]")
+def test_the_tpu_compiler():
+    words = ["compile", "tempo", "--scale", "smoke", "--topology", "v5e:2x2", "--json"]
+    words += ["--set", "rl.prompts=8", "--set", "rl.minibatches=1", "--programs", "decode"]
+    command = [sys.executable, "-m", "rewardjax.cli", *words, "--set", "model.context=2048"]
+    found = subprocess.run(command, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    (result,) = json.loads(found.stdout)
+    assert result["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert result["programs"][0]["fits"]
+    assert result["programs"][0]["temporaries"] >= 0
