@@ -8,15 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PRNGKeyArray
 
-from rewardjax import credit, losses, rewards
+from rewardjax import losses, rewards
 from rewardjax.models.heads import RewardModel
+from rewardjax.recipes.grpo import grpo
 from rewardjax.recipes.objectives import reward_modelling
-from rewardjax.recipes.policy_gradient import (
-    PolicyGradient,
-    PolicyGradientConfig,
-    scored,
-    with_reference,
-)
+from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.rewards.verdict import parse_verdict, verdict_reward
 from rewardjax.sampling.language_policy import LanguagePolicy
@@ -65,18 +61,13 @@ class Judge:
 
     def grpo(self, config: PolicyGradientConfig, group_size: int, kl: float) -> PolicyGradient:
         """GRPO on the verdicts, with a penalty on the distance from the frozen parameters."""
-        policy = dataclasses.replace(self.policy, group_size=group_size)
-        close = losses.kl_to_reference(kl)
-        loss = losses.policy_loss(surrogate=losses.clipped(0.2), regularisers=(close,))
-        return PolicyGradient(
+        return grpo(
             config,
-            init=policy.model.boxed_init,
-            rollout=policy.rollout,
+            self.policy,
+            group_size,
+            kl,
             prompts=self.prompts,
-            annotate=with_reference(policy.score),
             reward=self.reward,
-            credit=partial(credit.group_relative, group_size=group_size),
-            loss=scored(policy.score, loss),
             evaluate=self.examine,
         )
 

@@ -16,7 +16,7 @@ from rewardjax.training.loop import Loop, LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
 from rewardjax.training.run import Run
 from rewardjax.training.sharding import MeshConfig, initial_state, make_mesh
-from rewardjax.training.state import Metrics, TrainState, update
+from rewardjax.training.state import Metrics, TrainState, assembled, update
 from rewardjax.trajectory import Trajectory
 
 
@@ -82,6 +82,8 @@ class PolicyGradient:
       reward: `traj -> Reward`.
       credit: `(rewards, traj) -> advantages`, both `[batch, time]`.
       prompts: `(key, n) -> batch` where prompts are made on the device; else they come from the run's source.
+      assemble: `(params, frozen) -> params`, what rollout, loss and evaluation see of the trained parameters,
+        where these are only a part (`Lora.merge`).
       annotate: reads frozen parameters (a reference policy, a reward model), before the learners.
       learners: models trained beside the policy, in the order in which they observe.
       measure: `traj -> metrics`, logged at each step beside the usual ones.
@@ -100,6 +102,7 @@ class PolicyGradient:
         reward: Callable[[Trajectory], Reward],
         credit: Callable[[Any, Trajectory], Any],
         prompts: Callable[[PRNGKeyArray, int], Any] | None = None,
+        assemble: Callable[[Any, Any], Any] | None = None,
         annotate: Annotate | None = None,
         learners: Mapping[str, Learner] | None = None,
         measure: Callable[[Trajectory], Metrics] | None = None,
@@ -109,6 +112,7 @@ class PolicyGradient:
         self.config, self.init, self.rollout, self.loss = config, init, rollout, loss
         self.reward, self.credit, self.prompts, self.annotate = reward, credit, prompts, annotate
         self.learners, self.measure = dict(learners or {}), measure
+        self.assemble = (lambda params, frozen: params) if assemble is None else assemble
         updates = config.loop.steps * config.epochs * config.minibatches
         self.tx = make_optimizer(config.optimizer, updates)
         self.mesh = make_mesh(config.mesh)
@@ -116,6 +120,8 @@ class PolicyGradient:
         step, host = (self.step, False) if on_host is None else (self._step_on_host, True)
         self._act = jax.jit(self.act, donate_argnums=0)
         self._learn = jax.jit(self._rewarded, donate_argnums=0)
+        if evaluate is not None and assemble is not None:
+            evaluate = assembled(evaluate, assemble)
         self.loop = Loop(config.loop, step, evaluate, self.mesh, watch, on_host=host)
 
     def start(self, key: PRNGKeyArray, params=None, starts=None) -> TrainState:
@@ -132,7 +138,7 @@ class PolicyGradient:
         """One sampled batch and its updates."""
         act_key, learn_key = jax.random.split(key)
         state, traj, metrics = self.act(state, batch, frozen, act_key)
-        state, more = self._rewarded(state, traj, learn_key)
+        state, more = self._rewarded(state, traj, frozen, learn_key)
         return state, joined(metrics, more)
 
     def _step_on_host(self, state: TrainState, batch, frozen, key) -> tuple[TrainState, Metrics]:
@@ -140,18 +146,18 @@ class PolicyGradient:
         act_key, learn_key = jax.random.split(key)
         state, traj, metrics = self._act(state, batch, frozen, act_key)
         traj = traj.with_info(**self.on_host(jax.device_get(traj)))
-        state, more = self._learn(state, traj, learn_key)
+        state, more = self._learn(state, traj, frozen, learn_key)
         return state, joined(metrics, more)
 
-    def _rewarded(self, state, traj, key) -> tuple[TrainState, Metrics]:
-        return self.learn(state, traj, self.reward(traj), key)
+    def _rewarded(self, state, traj, frozen, key) -> tuple[TrainState, Metrics]:
+        return self.learn(state, traj, self.reward(traj), frozen, key)
 
     def act(self, state, batch, frozen, key) -> tuple[TrainState, Trajectory, Metrics]:
         """Sample a batch and write on it all that rewards and credit will read."""
         prompt_key, rollout_key, observe_key = jax.random.split(key, 3)
         if self.prompts is not None:
             batch = self.prompts(prompt_key, self.config.prompts)
-        traj = self.rollout(state.params, batch, rollout_key)
+        traj = self.rollout(self.assemble(state.params, frozen), batch, rollout_key)
         if self.annotate is not None:
             traj = self.annotate(frozen, traj)
         metrics: Metrics = {} if self.measure is None else self.measure(traj)
@@ -162,7 +168,7 @@ class PolicyGradient:
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         return state.replace(learners=states), traj, metrics
 
-    def learn(self, state, traj, reward: Reward, key) -> tuple[TrainState, Metrics]:
+    def learn(self, state, traj, reward: Reward, frozen, key) -> tuple[TrainState, Metrics]:
         """Update learners and policy on a rewarded batch."""
         traj = traj.replace(mask=traj.mask & reward.applicable[:, None])
         advantages = self.credit(reward.steps, traj)
@@ -172,10 +178,10 @@ class PolicyGradient:
             own_key = jax.random.fold_in(key, i)
             states[name], found = learner.update(states[name], traj, reward.steps, own_key)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
-        state, more = self._update_policy(state, traj, advantages, key)
+        state, more = self._update_policy(state, traj, advantages, frozen, key)
         return state.replace(learners=states), joined(metrics, more)
 
-    def _update_policy(self, state, traj, advantages, key):
+    def _update_policy(self, state, traj, advantages, frozen, key):
         c = self.config
         rows = advantages.shape[0]
         if rows % (c.minibatches * c.micro_batches):
@@ -185,7 +191,7 @@ class PolicyGradient:
             )
 
         def loss(params, batch):
-            return self.loss(params, *batch)
+            return self.loss(self.assemble(params, frozen), *batch)
 
         def one(carry, batch):
             params, opt_state = carry

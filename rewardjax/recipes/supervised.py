@@ -12,7 +12,7 @@ from rewardjax.training.loop import Loop, LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
 from rewardjax.training.run import Run
 from rewardjax.training.sharding import MeshConfig, initial_state, make_mesh
-from rewardjax.training.state import Metrics, TrainState, update
+from rewardjax.training.state import Metrics, TrainState, assembled, update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Supervised:
       config: budget and cadence.
       init: `(key) -> params`, with logical axis names.
       loss: `(params, batch, frozen) -> Loss`.
+      assemble: `(params, frozen) -> params`, what loss and evaluation see of the trained parameters, where
+        these are only a part (`Lora.merge`).
       batches: `(key, n) -> batch` where data are made on the device; else they come from the run's source.
       evaluate: `(params, frozen, key) -> metrics`.
     """
@@ -51,10 +53,14 @@ class Supervised:
         *,
         init: Callable[[PRNGKeyArray], Any],
         loss: Callable[[Any, Any, Any], Loss],
+        assemble: Callable[[Any, Any], Any] | None = None,
         batches: Callable[[PRNGKeyArray, int], Any] | None = None,
         evaluate=None,
     ):
         self.config, self.init, self.loss, self.batches = config, init, loss, batches
+        self.assemble = (lambda params, frozen: params) if assemble is None else assemble
+        if evaluate is not None and assemble is not None:
+            evaluate = assembled(evaluate, assemble)
         self.tx = make_optimizer(config.optimizer, config.loop.steps)
         self.mesh = make_mesh(config.mesh)
         self.loop = Loop(config.loop, self.step, evaluate, self.mesh, watch)
@@ -73,7 +79,7 @@ class Supervised:
             batch = self.batches(key, self.config.batch_size)
         params, opt_state, metrics = update(
             self.tx,
-            lambda params, cut: self.loss(params, cut, frozen),
+            lambda params, cut: self.loss(self.assemble(params, frozen), cut, frozen),
             state.params,
             state.opt_state,
             batch,

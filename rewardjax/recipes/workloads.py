@@ -74,6 +74,11 @@ class Rollouts:
     slots: int = 128
     loss: PolicyLoss = PENALISED
 
+    @classmethod
+    def of(cls, policy: LanguagePolicy, rl: PolicyGradientConfig, group_size: int) -> "Rollouts":
+        """Those of a policy whose prompts have `prompt_columns` tokens."""
+        return cls(policy.model, rl, group_size, policy.prompt_columns, policy.max_new)
+
     @property
     def rows(self) -> int:
         """Responses a step."""

@@ -105,3 +105,12 @@ def update(
     metrics["loss"] = Mean.of(sum((t.value for t in value.terms.values()), start=jnp.zeros(())))
     metrics["grad_norm"] = Mean.of(optax.global_norm(grads))
     return optax.apply_updates(params, updates), opt_state, metrics
+
+
+def assembled(evaluate, assemble):
+    """`evaluate(params, frozen, key)` of what `assemble` makes of trained and frozen parameters."""
+
+    def evaluated(params, frozen, key):
+        return evaluate(assemble(params, frozen), frozen, key)
+
+    return evaluated
