@@ -57,6 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--record", action="store_true", help="also write results/<family>/<slug>.json"
     )
+    run.add_argument(
+        "--together",
+        action=argparse.BooleanOptionalAction,
+        help="run an arm's seeds as one vmapped program (default: on an accelerator)",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress bars")
     run.add_argument("--json", action="store_true", help="print the summary as JSON")
 
@@ -147,6 +152,7 @@ def _run(arguments: argparse.Namespace) -> int:
                 arguments.workdir,
                 observer,
                 record=arguments.record,
+                together=arguments.together,
             )
     except KeyboardInterrupt as stop:
         told = "told to stop" if isinstance(stop, Terminated) else "interrupted"

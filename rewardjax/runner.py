@@ -15,6 +15,7 @@ import subprocess
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from rewardjax.experiment import Experiment
 from rewardjax.overrides import differences, to_dict
 from rewardjax.report import write_report
 from rewardjax.summary import Summary, summarise
+from rewardjax.training.cohort import Seat, side_by_side
 from rewardjax.training.distributed import from_first, is_first
 from rewardjax.training.run import Observer, Run, write_atomic
 from rewardjax.verdicts import SEEDS_TO_RECORD
@@ -66,6 +68,7 @@ def run(
     workdir: Path,
     observer: Observer,
     record: bool = False,
+    together: bool | None = None,
 ) -> Summary:
     """Run the arms on the seeds, judge the claims, write the report.
 
@@ -81,6 +84,7 @@ def run(
       seeds: at least one.
       workdir: the folder of all runs.
       observer: who is told how it goes.
+      together: run an arm's seeds side by side, as one vmapped program; by default on an accelerator.
       record: also write the summary to `results/<family>/<slug>.json`.
 
     Raises:
@@ -103,7 +107,10 @@ def run(
         _write_json(folder / "config.json", settings)
         surroundings = environment(entry.path.absolute().parent)
         _write_json(folder / "environment.json", surroundings)
-        _run_seeds(experiment, config, arms, seeds, folder, observer)
+        if together is None:
+            together = jax.default_backend() != "cpu" and jax.process_count() == 1
+        go = _run_together if together and len(seeds) > 1 else _run_seeds
+        go(experiment, config, arms, seeds, folder, observer)
         summary = _summarise(experiment, entry, scale, seeds, folder, surroundings)
         _write_json(folder / "summary.json", summary)
         if is_first():
@@ -190,6 +197,39 @@ def _run_seeds(
             _make_room()
 
 
+def _run_together(
+    experiment: Experiment,
+    config: Any,
+    arms: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    observer: Observer,
+) -> None:
+    """As `_run_seeds`, with arms as the outer loop: the seeds of an arm run side by side."""
+    waiting: dict[str, list[int]] = {}
+    for arm in arms:
+        for seed in seeds:
+            result = _read_result(_seed_folder(folder, arm, seed))
+            if result is None:
+                waiting.setdefault(arm, []).append(seed)
+            else:
+                observer.finished(f"{arm}/seed_{seed}", result["metrics"])
+    needed = sorted({seed for waits in waiting.values() for seed in waits})
+    shared = dict.fromkeys(needed)
+    if waiting and experiment.prepare is not None:
+        prepare = experiment.prepare(config)
+        found = side_by_side(
+            [partial(_prepare, prepare, seed, folder, observer) for seed in needed]
+        )
+        shared = dict(zip(needed, found, strict=True))
+    for arm, waits in waiting.items():
+        build = experiment.arms[arm].build(config)
+        side_by_side(
+            [partial(_run_seed, build, arm, seed, shared[seed], folder, observer) for seed in waits]
+        )
+        _make_room()
+
+
 def _make_room() -> None:
     """Drop compiled programs when they are many: those needed again come from the cache on disk."""
     maps = Path("/proc/self/maps")
@@ -197,11 +237,13 @@ def _make_room() -> None:
         jax.clear_caches()
 
 
-def _prepare(prepare: Any, seed: int, folder: Path, observer: Observer) -> Any:
+def _prepare(
+    prepare: Any, seed: int, folder: Path, observer: Observer, seat: Seat | None = None
+) -> Any:
     # A key of its own: an arm that draws from the seed's key must not repeat these draws.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"prepare"))
     place = _seed_folder(folder, "prepare", seed)
-    with Run(place, seed, "prepare", observer=observer, key=key) as handle:
+    with Run(place, seed, "prepare", observer=observer, key=key, seat=seat) as handle:
         started = time.monotonic()
         shared = prepare(handle)
         handle.perf(0, {"seconds": time.monotonic() - started})
@@ -209,11 +251,17 @@ def _prepare(prepare: Any, seed: int, folder: Path, observer: Observer) -> Any:
 
 
 def _run_seed(
-    run_seed: Any, arm: str, seed: int, shared: Any, folder: Path, observer: Observer
+    run_seed: Any,
+    arm: str,
+    seed: int,
+    shared: Any,
+    folder: Path,
+    observer: Observer,
+    seat: Seat | None = None,
 ) -> None:
     place = _seed_folder(folder, arm, seed)
     started = time.monotonic()
-    with Run(place, seed, arm, observer=observer) as handle:
+    with Run(place, seed, arm, observer=observer, seat=seat) as handle:
         try:
             metrics = _checked(run_seed(handle, shared), handle)
         except Exception as error:

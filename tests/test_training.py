@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import chex
@@ -20,7 +21,8 @@ from rewardjax.losses import Loss
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
-from rewardjax.recipes.objectives import language_modelling, reward_modelling
+from rewardjax.recipes.critic import critic
+from rewardjax.recipes.objectives import direct_preference, language_modelling, reward_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
@@ -85,10 +87,30 @@ def policy_program(mesh=None, rate=1e-2, epochs=1, **arguments):
         rollout=policy.rollout,
         loss=scored(policy.score, losses.policy_loss(surrogate=losses.clipped(0.2))),
         reward=arguments.pop("reward", reward),
-        credit=advantages,
+        credit=arguments.pop("credit", advantages),
         prompts=TASK.prompts,
         **arguments,
     )
+
+
+def preference_program(mesh=None):
+    config = SupervisedConfig(
+        batch_size=8, optimizer=OptimizerConfig(learning_rate=1e-2), mesh=mesh or MeshConfig()
+    )
+    return Supervised(config, init=MODEL.boxed_init, loss=direct_preference(MODEL, bradley_terry))
+
+
+def ppo_program(mesh=None):
+    learner = critic(SCORER, OptimizerConfig(learning_rate=1e-2), 3)
+    return policy_program(mesh, rate=1e-4, learners={"critic": learner}, credit=credit.gae)
+
+
+PROGRAMS = {
+    "reward_model": reward_program,
+    "dpo": preference_program,
+    "grpo": partial(policy_program, rate=1e-4),
+    "ppo": ppo_program,
+}
 
 
 def test_accumulated_packed_and_whole_batches_agree():
@@ -142,21 +164,20 @@ def test_micro_batches_must_divide():
         gradients(lambda p, b: Loss({}, {}), 1.0, jnp.zeros(8), 3)
 
 
-@pytest.mark.parametrize("kind", ["reward_model", "policy_gradient"])
+@pytest.mark.parametrize("kind", PROGRAMS)
 def test_one_device_and_eight_agree(kind):
     """2 x 2 x 2 devices (data, fsdp, tensor) and one device: the same parameters to 1e-5."""
     found = []
     for mesh in (MeshConfig(), MeshConfig(2, 2, 2)):
-        program = (
-            reward_program(mesh) if kind == "reward_model" else policy_program(mesh, rate=1e-4)
-        )
+        program = PROGRAMS[kind](mesh)
         state = program.start(jax.random.key(0))
         pairs = {k: v[:8] for k, v in preferences().items()}
-        batch = pairs if kind == "reward_model" else None
+        batch = pairs if kind in ("reward_model", "dpo") else None
+        frozen = MODEL.init(jax.random.key(1)) if kind == "dpo" else None
         with jax.set_mesh(program.mesh) if program.mesh else jax.default_device(jax.devices()[0]):
             step = jax.jit(program.step)
             for i in range(2):
-                state, metrics = step(state, batch, None, jax.random.key(i))
+                state, metrics = step(state, batch, frozen, jax.random.key(i))
         if program.mesh:
             spread = {len(x.sharding.device_set) for x in jax.tree.leaves(state.params)}
             assert spread == {8}
@@ -165,7 +186,7 @@ def test_one_device_and_eight_agree(kind):
                 for x in jax.tree.leaves(state.params)
                 if x.ndim == 2 and min(x.shape) > 1
             )
-        found.append((jax.device_get(state.params), float(metrics["loss"].value)))
+        found.append((jax.device_get(state), float(metrics["loss"].value)))
     chex.assert_trees_all_close(found[0], found[1], atol=1e-5)
 
 

@@ -125,6 +125,7 @@ class Loop:
         # Every process reads the metrics.
         out = None if mesh is None else (None, replicated(mesh))
         compiled = jax.jit(scanned, donate_argnums=0, out_shardings=out)
+        self._together = mesh is None and not on_host
         self._chunk = in_turn if on_host else compiled
         self._evaluate = evaluate if on_host or evaluate is None else jax.jit(evaluate)
 
@@ -160,10 +161,11 @@ class Loop:
                 for done, state in self._chunks(run, state, source, frozen, done):  # noqa: B020
                     last = done == config.steps
                     due = config.checkpoint_every and done % config.checkpoint_every == 0
-                    told = agreed(interrupted())
+                    told = agreed(interrupted() or (run.seat.cohort.stopping() if run.seat else 0))
                     if last or due or told:
                         run.flush()
-                        checkpoints.save(done, state, None if source is None else source.state())
+                        at = None if source is None else source.state()
+                        save_checkpoint(run, checkpoints, done, state, at)
                     if told:
                         checkpoints.wait()
                         raise stop_for(told)
@@ -176,7 +178,7 @@ class Loop:
         while done < config.steps:
             start = time.perf_counter()
             batches = None if source is None else self._stack(source, stride)
-            state, metrics = self._chunk(state, batches, frozen, run.key)
+            state, metrics = self._call(run, self._chunk, state, batches, frozen, run.key)
             values = {name: np.asarray(x) for name, x in metrics.items()}
             check_finite(values, done, run.arm)
             for message in self._watch(values):
@@ -187,12 +189,17 @@ class Loop:
             seconds = (time.perf_counter() - start) / stride
             run.perf(done, {"seconds_per_step": seconds})
             if self._evaluate and config.evaluate_every and done % config.evaluate_every == 0:
-                found = self._evaluate(
-                    state.params, frozen, jax.random.fold_in(evaluation_key, done)
-                )
+                key = jax.random.fold_in(evaluation_key, done)
+                found = self._call(run, self._evaluate, state.params, frozen, key)
                 run.log(done, {f"eval/{k}": float(v) for k, v in found.items()})
             run.progress(done, config.steps, {name: float(x[-1]) for name, x in values.items()})
             yield done, state
+
+    def _call(self, run: Run, program, *arguments):
+        """The program's result, computed together with those of the seeds beside this one."""
+        if run.seat is None or not self._together:
+            return program(*arguments)
+        return run.seat.call(program, *arguments)
 
     def _stack(self, source, count: int):
         batches = [source.next() for _ in range(count)]
@@ -200,6 +207,16 @@ class Loop:
         if self.mesh is None:
             return stacked
         return placed(stacked, batch_sharding(self.mesh, stacked=True))
+
+
+def save_checkpoint(run: Run, checkpoints: Checkpoints, step: int, state, position) -> None:
+    """Start writing a checkpoint; where seeds run side by side, write it: Orbax takes one at a time."""
+    if run.seat is None:
+        checkpoints.save(step, state, position)
+        return
+    with run.seat.cohort.alone:
+        checkpoints.save(step, state, position)
+        checkpoints.wait()
 
 
 def check_finite(values: dict[str, np.ndarray], done: int, arm: str) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array
 
 from rewardjax.pictures import png
+from rewardjax.training.cohort import Seat
 from rewardjax.training.distributed import from_first, is_first
 
 # Rows kept in memory before they are written, so that a run can be watched as it goes.
@@ -64,6 +65,7 @@ class Run:
       label: the name that the observer is told.
       key: `jax.random.key(seed)`, or the stage's share of it.
       observer: who is told about progress and warnings.
+      seat: the seed's place among others that run beside it, if they do.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Run:
         observer: Observer | None = None,
         key: Array | None = None,
         label: str | None = None,
+        seat: "Seat | None" = None,
     ) -> None:
         self.folder = folder.absolute()
         self.seed = seed
@@ -83,6 +86,7 @@ class Run:
         self.key = jax.random.key(seed) if key is None else key
         self.label = f"{arm}/seed_{seed}" if label is None else label
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.seat = seat
         self._stages: dict[str, Run] = {}
         self._buffers: dict[str, list[str]] = {}
         self._trimmed: set[str] = set()
@@ -103,6 +107,7 @@ class Run:
                 observer=self.observer,
                 key=jax.random.fold_in(self.key, zlib.crc32(name.encode())),
                 label=f"{self.label}/{name}",
+                seat=self.seat,
             )
         return self._stages[name]
 

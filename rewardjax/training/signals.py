@@ -14,6 +14,11 @@ def stop_for(number: int) -> KeyboardInterrupt:
     return Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
 
 
+def number_of(stop: KeyboardInterrupt) -> int:
+    """The signal that such an exception stands for."""
+    return int(signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
+
+
 @contextlib.contextmanager
 def terminable() -> Iterator[None]:
     """Within, SIGTERM raises `Terminated`, so that what is open is closed; a handler is put back after."""
