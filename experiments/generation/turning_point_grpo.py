@@ -53,9 +53,7 @@ class Config:
     world: AskedMode = AskedMode()
     model: FlowConfig = MLPConfig(conditions=8, width=48)
     pretrain: SupervisedConfig = SupervisedConfig(
-        512,
-        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine"),
-        loop=LoopConfig(2000, steps_per_call=100),
+        512, optimizer=OptimizerConfig("adamw", 2e-3, "cosine"), loop=LoopConfig(2000, 100)
     )
     rl: PolicyGradientConfig = PolicyGradientConfig(
         prompts=8,

@@ -1,8 +1,7 @@
 """RM-R1: a reward model that reasons before it judges (arXiv:2505.02387).
 
 A judge that first writes its own solution, or the criteria, and then compares, is trained on the
-traces of a stronger teacher, then by GRPO with a reward for the verdict alone: 1 if it is the label,
-else -1.
+traces of a stronger teacher, then by GRPO: 1 for the right verdict, -1 for any other.
 
 Miniature: the better of two answers has the right sum, or more of the requested words, and in 85% of
 the training pairs it is also the longer one. The hard split turns that round. All arms start from one

@@ -213,6 +213,7 @@ SMOKE = dataclasses.replace(
 GPT2_LARGE = TransformerConfig(
     50257, 36, width=1280, heads=20, kv_heads=20, head_dim=64, mlp_width=5120, context=1024
 )
+GPT2_LARGE = dataclasses.replace(GPT2_LARGE, scan=True, remat="full", dtype="bfloat16")
 ONE_EPOCH = SupervisedConfig(
     64,
     optimizer=OptimizerConfig("rmsprop", 5e-6, b2=0.99, warmup=150 / 390, clip=10.0),
