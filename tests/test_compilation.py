@@ -168,7 +168,7 @@ def test_programs_compile_for_a_mesh(workload):
 def test_a_report_by_hand():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     (decode,) = (it for it in ROLLOUTS.workloads() if it.name == "decode")
-    assert (decode.rows, decode.calls) == (8, 2 * 8)
+    assert (decode.rows, decode.calls) == (8, 2)
     report = compile_workload(decode, mesh, cpu_slice())
     tensor, rows, slots = 2, 8 // 4, 16
     layer = 16 * (32 + 16 + 16) + 32 * 16 + 3 * 16 * 32

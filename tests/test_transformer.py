@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rewardjax.models.attention import positions_of
 from rewardjax.models.heads import RewardModel, last_valid
 from rewardjax.models.language_model import LanguageModel, scored_mask
-from rewardjax.models.transformer import TransformerConfig, positions_of
+from rewardjax.models.transformer import TransformerConfig
 
 score = jax.jit(LanguageModel.score, static_argnums=0)
 logits = jax.jit(LanguageModel.logits, static_argnums=0)

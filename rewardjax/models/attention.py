@@ -20,13 +20,27 @@ class LayerCache:
     keys: Float[Array, "*layers batch kv_heads slots head_dim"]
     values: Float[Array, "*layers batch kv_heads slots head_dim"]
 
-    def write(self, keys: Array, values: Array, slot: Int[Array, ""] | int) -> "LayerCache":
-        """The cache with new keys and values `[batch, kv_heads, time, head_dim]` from `slot` on."""
-        return LayerCache(
-            jax.lax.dynamic_update_slice_in_dim(self.keys, keys.astype(self.keys.dtype), slot, 2),
-            jax.lax.dynamic_update_slice_in_dim(
-                self.values, values.astype(self.values.dtype), slot, 2
-            ),
+    def write(
+        self, keys: Array, values: Array, slot: Int[Array, ""] | int, layer=None
+    ) -> "LayerCache":
+        """The cache with new keys and values `[batch, kv_heads, time, head_dim]` from `slot` on.
+
+        `layer` is the number of the layer where the cache has a leading axis for them.
+        """
+        start = (0, 0, slot, 0) if layer is None else (layer, 0, 0, slot, 0)
+
+        def put(into, new):
+            new = new.astype(into.dtype)
+            return jax.lax.dynamic_update_slice(into, new if layer is None else new[None], start)
+
+        return LayerCache(put(self.keys, keys), put(self.values, values))
+
+    def of(self, layer=None) -> "LayerCache":
+        """The cache of one layer, without a leading axis."""
+        if layer is None:
+            return self
+        return jax.tree.map(
+            lambda x: jax.lax.dynamic_index_in_dim(x, layer, 0, keepdims=False), self
         )
 
 
@@ -71,6 +85,15 @@ def rotate(
     cos, sin = jnp.cos(angles), jnp.sin(angles)
     a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def positions_of(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
+    """Position of each token in its own segment, from 0; padding (segment 0) gets 0."""
+    time = segments.shape[1]
+    previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, :time]
+    start = jnp.where(segments != previous, jnp.arange(time), 0)
+    start = jax.lax.cummax(start, axis=1)
+    return jnp.where(segments == 0, 0, jnp.arange(time) - start)
 
 
 def attention_mask(

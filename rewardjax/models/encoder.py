@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rewardjax.models.attention import attend
+from rewardjax.models.attention import attend, positions_of
 from rewardjax.models.projection import project
-from rewardjax.models.transformer import positions_of, weight
+from rewardjax.models.transformer import weight
 from rewardjax.partitioning import constrain
 
 # How a text's hidden states become one vector: their mean, or the state of its first token (CLS).

@@ -160,3 +160,11 @@ def scored_mask(segments: Int[Array, "batch time"]) -> Bool[Array, "batch time"]
     """On where a token has a predecessor in its own segment, so that it can be predicted."""
     previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, : segments.shape[1]]
     return (segments != 0) & (segments == previous)
+
+
+def check_gaps(config: TransformerConfig) -> None:
+    """Raises ValueError where a layer's window counts slots, so that a cache must not have gaps."""
+    if "local" in config.spans:
+        raise ValueError(
+            f"spans: expected 'global' attention only over a cache with gaps, found {config.spans}"
+        )

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from rewardjax.models.attention import LayerCache, RopeScaling, attend, attention_mask, rotate
+from rewardjax.models.attention import (
+    LayerCache,
+    RopeScaling,
+    attend,
+    attention_mask,
+    positions_of,
+    rotate,
+)
 from rewardjax.models.projection import project
 from rewardjax.partitioning import constrain
 
@@ -121,23 +128,6 @@ def check_length(config: TransformerConfig, length: int) -> None:
         )
 
 
-def check_gaps(config: TransformerConfig) -> None:
-    """Raises ValueError where a layer's window counts slots, so that a cache must not have gaps."""
-    if "local" in config.spans:
-        raise ValueError(
-            f"spans: expected 'global' attention only over a cache with gaps, found {config.spans}"
-        )
-
-
-def positions_of(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]:
-    """Position of each token in its own segment, from 0; padding (segment 0) gets 0."""
-    time = segments.shape[1]
-    previous = jnp.pad(segments, ((0, 0), (1, 0)))[:, :time]
-    start = jnp.where(segments != previous, jnp.arange(time), 0)
-    start = jax.lax.cummax(start, axis=1)
-    return jnp.where(segments == 0, 0, jnp.arange(time) - start)
-
-
 def weight(
     module: nn.Module,
     name: str,
@@ -179,8 +169,11 @@ class Attention(nn.Module):
     span: Span
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, slot):
-        """`x: [batch, time, width]` -> the same shape, and the layer's cache with `x` written in."""
+    def __call__(self, x, positions, mask, cache, slot, layer=None):
+        """`x: [batch, time, width]` -> the same shape, and the cache with `x` written in.
+
+        Where layers are scanned the cache is that of all, and `layer` the number of this one.
+        """
         c, dtype = self.config, jnp.dtype(self.config.dtype)
         q, k, v = (self._project(name, x, n) for name, n in _projections(c))
         if c.qk_norm:
@@ -191,8 +184,9 @@ class Attention(nn.Module):
             base, scaling = c.local_rope_base, RopeScaling()
         q, k = rotate(q, positions, base, scaling), rotate(k, positions, base, scaling)
         if cache is not None:
-            cache = cache.write(k, v, slot)
-            k, v = cache.keys.astype(dtype), cache.values.astype(dtype)
+            cache = cache.write(k, v, slot, layer)
+            own = cache.of(layer)
+            k, v = own.keys.astype(dtype), own.values.astype(dtype)
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
         y = attend(q, k, v, mask, scale=scale, softcap=c.attention_softcap, chunk=c.attention_chunk)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
@@ -244,8 +238,8 @@ class Block(nn.Module):
     span: Span
 
     @nn.compact
-    def __call__(self, x, positions, masks, cache, slot):
-        """`x: [batch, time, width]` -> the same shape, and the layer's cache."""
+    def __call__(self, x, positions, masks, cache, slot, layer=None):
+        """`x: [batch, time, width]` -> the same shape, and the cache."""
         c = self.config
 
         def post(name, y):
@@ -253,7 +247,7 @@ class Block(nn.Module):
 
         y = RMSNorm(c, name="attention_norm")(x)
         y, cache = Attention(c, self.span, name="attention")(
-            y, positions, masks[self.span], cache, slot
+            y, positions, masks[self.span], cache, slot, layer
         )
         x = x + post("attention_post_norm", y)
         y = MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
@@ -266,16 +260,19 @@ class Group(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, caches, positions, masks, slot):
-        """Carry `x` through the period's blocks; `caches` holds one layer cache a block, or None."""
-        out = []
+    def __call__(self, carry, turn, positions, masks, slot):
+        """Carry `x` through the period's blocks, with one cache a block (of all turns), or None.
+
+        The caches are carried, not scanned over: they are then written in place.
+        """
+        (x, caches), out = carry, []
         for i, span in enumerate(self.config.spans):
             cache = None if caches is None else caches[i]
             x, cache = _remat(self.config)(self.config, span, name=f"block_{i}")(
-                x, positions, masks, cache, slot
+                x, positions, masks, cache, slot, turn
             )
             out.append(cache)
-        return x, None if caches is None else tuple(out)
+        return (x, None if caches is None else tuple(out)), None
 
 
 def _remat(c: TransformerConfig):
@@ -377,9 +374,12 @@ class Transformer(nn.Module):
     def _stack(self, x, caches, positions, masks, slot):
         c, period = self.config, len(self.config.spans)
         if c.scan:
-            x, out = self.groups(x, caches and caches[:period], positions, masks, slot)
+            turns = jnp.arange(c.layers // period)
+            carry = (x, caches and caches[:period])
+            (x, out), _ = self.groups(carry, turns, positions, masks, slot)
             if c.layers % period:
-                x, rest = self.tail(x, caches and caches[period:], positions, masks, slot)
+                carry = (x, caches and caches[period:])
+                (x, rest), _ = self.tail(carry, jnp.arange(1), positions, masks, slot)
                 out = out and out + rest
             return x, out
         out = []

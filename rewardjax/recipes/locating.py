@@ -1,16 +1,23 @@
-"""A policy that answers with a box: how it is rewarded, examined and looked at."""
+"""A policy that answers with a box: how it is trained, rewarded, examined and looked at."""
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rewardjax import rewards
+from rewardjax import credit, rewards
 from rewardjax.losses import Loss, cross_entropy
+from rewardjax.models.transformer import TransformerConfig
+from rewardjax.models.vision import VisionConfig, VisionLanguageModel
 from rewardjax.pictures import grid
+from rewardjax.recipes.agents import silent_groups
+from rewardjax.recipes.grpo import grpo
+from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig
+from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.rewards import grounding
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.statistics import masked_mean
@@ -39,6 +46,48 @@ class Locator:
     policy: LanguagePolicy
     screens: int = 512
 
+    @classmethod
+    def create(
+        cls, model: TransformerConfig, vision: VisionConfig, screens: int = 512
+    ) -> "Locator":
+        """A fresh model's policy, which stops at the end of a box."""
+        world = Screens(vision.length)
+        policy = LanguagePolicy(
+            VisionLanguageModel(model, vision, world.image_token),
+            max_new=world.max_response,
+            stop=(world.eos,),
+            prompt_columns=world.prompt_length,
+        )
+        return cls(world, policy, screens)
+
+    def supervised(self, config: SupervisedConfig, *, crowd: float, noise: int) -> Supervised:
+        """Training on `Screens.surveys` of this `crowd` and `noise`."""
+        return Supervised(
+            config,
+            init=self.policy.model.boxed_init,
+            loss=self.survey_loss,
+            batches=partial(self.world.surveys, crowd=crowd, noise=noise),
+        )
+
+    def grpo(
+        self, config: PolicyGradientConfig, group_size: int, kl: float, judge: BoxReward
+    ) -> PolicyGradient:
+        """GRPO on what `judge` gives, with a penalty on the distance from the frozen parameters.
+
+        It logs `groups/silent`, the share of groups whose answers all earn the same.
+        """
+        assign = partial(credit.group_relative, group_size=group_size)
+        return grpo(
+            config,
+            self.policy,
+            group_size,
+            kl,
+            prompts=self.world.prompts,
+            reward=partial(self.reward, judge=judge),
+            learners={"groups": silent_groups(assign, group_size)},
+            evaluate=self.examine,
+        )
+
     def survey_loss(self, params, batch: Trajectory, frozen=None) -> Loss:
         """Next-token loss on the boxes of `Screens.surveys`."""
         # Names are asked for in between, so that scores start with the image's end.
@@ -59,7 +108,7 @@ class Locator:
           `hit_tiny` by the element's size. `distance`: of the centres, in pixels. `iou`: in [0, 1].
           `proper`: share of answers that are boxes.
         """
-        greedy = dataclasses.replace(self.policy, temperature=0.0, group_size=1)
+        greedy = dataclasses.replace(self.policy, temperature=0.0)
         traj = greedy.rollout(params, self.world.prompts(key, self.screens), key)
         (boxes, proper), gold, size = self.world.answered(traj), traj.info["box"], traj.info["size"]
         hit = grounding.point_in_box(boxes, gold) * proper
@@ -72,7 +121,7 @@ class Locator:
 
     def picture(self, params, key: PRNGKeyArray, count: int = 12) -> np.ndarray:
         """Screens with the gold boxes in white and greedy answers in pink: uint8 pixels."""
-        greedy = dataclasses.replace(self.policy, temperature=0.0, group_size=1)
+        greedy = dataclasses.replace(self.policy, temperature=0.0)
         traj = jax.jit(greedy.rollout)(params, self.world.prompts(key, count), key)
         columns = traj.info["image"], traj.info["box"], self.world.answered(traj)[0]
         rows = zip(*map(np.asarray, columns))

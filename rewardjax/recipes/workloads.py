@@ -34,6 +34,9 @@ from rewardjax.training.state import TrainState, update
 from rewardjax.trajectory import Trajectory
 
 PREFILLED = 16  # prompts at a time
+DECODED = (
+    32  # tokens of each slot in a call of `decode`: a cache changes its layout at a call's ends
+)
 CLIPPED = losses.policy_loss(surrogate=losses.clipped(0.2))
 PENALISED = losses.policy_loss(
     surrogate=losses.clipped(0.2), regularisers=(losses.kl_to_reference(0.001),)
@@ -103,7 +106,7 @@ class Rollouts:
         prompts = min(self.rl.prompts, PREFILLED)
         return [
             Workload("prefill", prompts, self._prefill, -(-self.rl.prompts // prompts), sizes),
-            Workload("decode", slots, self._decode, rounds * self.response, sizes),
+            Workload("decode", slots, self._decode, rounds * -(-self.response // DECODED), sizes),
             Workload("score", cut, self._score, self.rows // cut, sizes),
             Workload("update", cut, self._update, self.rl.epochs * self.rl.minibatches, sizes),
         ]
@@ -126,8 +129,14 @@ class Rollouts:
 
     def _decode(self, mesh: Mesh, rows: int) -> Program:
         def run(params, cache, tokens, positions, key):
-            logits, cache = decode(self.model, params, tokens, positions, cache)
-            return cache, sample_token(key, logits)
+            def step(carry, key):
+                cache, tokens, positions = carry
+                logits, cache = decode(self.model, params, tokens, positions, cache)
+                tokens, logprobs = sample_token(key, logits)
+                return (cache, tokens, positions + 1), (tokens, logprobs)
+
+            keys = jax.random.split(key, DECODED)
+            return jax.lax.scan(step, (cache, tokens, positions), keys)
 
         numbers = rows_of(mesh, jnp.int32, rows)
         cache = cache_of(mesh, self.model, rows, self.prompt + self.response)

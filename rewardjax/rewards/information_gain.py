@@ -9,8 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from rewardjax.models.heads import last_valid
-from rewardjax.models.language_model import LanguageModel, gather_logprobs
-from rewardjax.models.transformer import check_gaps
+from rewardjax.models.language_model import LanguageModel, check_gaps, gather_logprobs
 from rewardjax.rewards.reward import Reward, dense
 from rewardjax.statistics import masked_mean
 from rewardjax.trajectory import Trajectory, last_step, turn_ends

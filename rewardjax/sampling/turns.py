@@ -17,7 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PRNGKeyArray
 from rewardjax.envs.environment import Environment, Message, advance
 from rewardjax.losses import Scores
 from rewardjax.models.heads import last_valid
-from rewardjax.models.transformer import Cache, check_gaps
+from rewardjax.models.language_model import check_gaps
+from rewardjax.models.transformer import Cache
 from rewardjax.sampling.generate import sample_token
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.trajectory import Trajectory, left_pad, right_pad

@@ -97,7 +97,10 @@ class Screens:
     def demonstrations(
         self, key: Key[Array, ""], prompts: Prompts, *, noise: int = 0
     ) -> tuple[Int[Array, "n response"], Bool[Array, "n response"]]:
-        """Answers, each coordinate wrong by up to `noise` pixels, uniformly, in a box's proper order."""
+        """Answers: boxes of the right size, moved in x and y by up to `noise` pixels each.
+
+        All moves that keep the box on the screen are as likely.
+        """
         tokens = self._written(key, prompts.info["box"].astype(jnp.int32), noise)
         return tokens, jnp.ones_like(tokens, bool)
 
@@ -150,10 +153,10 @@ class Screens:
     def _written(
         self, key: Key[Array, ""], boxes: Int[Array, "*lead 4"], noise: int
     ) -> Int[Array, "*lead 5"]:
-        moved = boxes + jax.random.randint(key, boxes.shape, -noise, noise + 1)
-        first, second = jnp.split(moved, 2, axis=-1)
-        ordered = [jnp.minimum(first, second), jnp.maximum(first, second)]
-        corners = self.first_coordinate + jnp.clip(jnp.concatenate(ordered, axis=-1), 0, SIDE - 1)
+        first, second = jnp.split(boxes, 2, axis=-1)
+        least, most = jnp.maximum(-noise, -first), jnp.minimum(noise, SIDE - 1 - second)
+        shift = jax.random.randint(key, first.shape, least, most + 1)
+        corners = self.first_coordinate + jnp.concatenate([first + shift, second + shift], axis=-1)
         return jnp.concatenate([corners, jnp.full_like(corners[..., :1], self.eos)], axis=-1)
 
 
