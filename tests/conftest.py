@@ -1,6 +1,7 @@
 """Settings every test shares: shapes are checked, eight virtual devices, one compilation cache."""
 
 import os
+import signal
 from pathlib import Path
 
 import flax.struct
@@ -13,6 +14,9 @@ CACHE = Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+# A shell lets what it runs in the background ignore Ctrl-C; some tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _dataclass = flax.struct.dataclass
 

@@ -164,6 +164,16 @@ def test_micro_batches_must_divide():
         gradients(lambda p, b: Loss({}, {}), 1.0, jnp.zeros(8), 3)
 
 
+@pytest.fixture
+def compiled_fast():
+    """Programs that run twice are not worth optimising."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.usefixtures("compiled_fast")
 @pytest.mark.parametrize("kind", PROGRAMS)
 def test_one_device_and_eight_agree(kind):
     """2 x 2 x 2 devices (data, fsdp, tensor) and one device: the same parameters to 1e-5."""
