@@ -31,6 +31,8 @@ from rewardjax.tpu_slices import GENERATIONS, Slice
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.sharding import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 TINY = TransformerConfig(
     vocab=32,
     layers=2,
@@ -57,15 +59,6 @@ PROGRAMS = [
     workloads.velocities(FLOW, 8, 10),
     *workloads.denoising(FlowPolicy(FLOW.velocity, FLOW.config.event, 4, 3), FLOW, RL, 8),
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Nothing here is run."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 MODULE = """\

@@ -12,14 +12,7 @@ from rewardjax.envs.lookup import UNPLAYED
 from rewardjax.recipes.agents import with_gain
 from rewardjax.training.run import Run
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 def prepared(experiment, tmp_path_factory):

@@ -14,16 +14,9 @@ from rewardjax.recipes.flow_worlds import RareDigit, RareMode
 from rewardjax.training.loop import smoke
 from rewardjax.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for a few steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_wasserstein_distance_by_hand():

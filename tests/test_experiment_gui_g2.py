@@ -8,16 +8,9 @@ import pytest
 from experiments.grounding.gui_g2 import DIAGONAL, EXPERIMENT, JUDGES
 from rewardjax.training.run import Run
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_rewards_of_a_box_moved_by_one_deviation():

@@ -13,18 +13,11 @@ from rewardjax.recipes.lexicographic_reward import lexicographic_reward
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Trajectory
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
 KEY = jax.random.key(0)
 POLICY = task_of(MINI).policy
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def trajectory(factors, mask=None):

@@ -22,17 +22,10 @@ from rewardjax.sampling.generate import generate
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Prompts, Trajectory, left_pad, respond
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
 WORLD = SMOKE.world
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # --- the exact gradient, by enumeration ---

@@ -16,19 +16,12 @@ from rewardjax.training.run import Run
 from rewardjax.training.sharding import initial_state
 from rewardjax.trajectory import Trajectory
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
 MODEL = LanguageModel(
     TransformerConfig(vocab=11, layers=1, width=16, heads=2, kv_heads=2, head_dim=8)
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def rollouts(rows=4, time=5):

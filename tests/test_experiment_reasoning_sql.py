@@ -11,16 +11,9 @@ from rewardjax.rewards.sql import PARTS
 from rewardjax.training.run import Run
 from rewardjax.trajectory import respond
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def test_a_right_answer_outweighs_all_that_a_wrong_one_can_get():

@@ -14,16 +14,9 @@ from rewardjax.tasks.pair_judgement import TOKEN
 from rewardjax.training.run import Run
 from rewardjax.trajectory import respond
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def oracle(prompts, flip):

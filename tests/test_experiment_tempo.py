@@ -1,6 +1,5 @@
 """TEMPO: what the experiment measures by hand, and arms for a few steps."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,16 +10,9 @@ from rewardjax.recipes.credit_quality import credit_quality, credit_watch
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Trajectory
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 SMOKE = EXPERIMENT.scales["smoke"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run for four steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 MASK = jnp.array([[1, 1, 1, 1], [1, 1, 1, 0]], bool)

@@ -23,14 +23,7 @@ from rewardjax.sampling.flow import (
 )
 from rewardjax.tasks.mixture import Mixture
 
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run once are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 
 GAUSSIAN = Mixture(((1.0, -2.0),), (1.0,), spread=0.5)

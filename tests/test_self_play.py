@@ -30,6 +30,8 @@ from rewardjax.sampling.self_play import (
 )
 from rewardjax.trajectory import Prompts, Trajectory
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
+
 KUHN, TIC_TAC_TOE, BIDDING = KuhnPoker(), TicTacToe(), Bidding()
 CHECK, BET, CALL, FOLD = range(4)
 TABLE = Table((KUHN, BIDDING), thoughts=2)
@@ -38,15 +40,6 @@ MODEL = LanguageModel(
 )
 POLICY = LanguagePolicy(MODEL, max_new=2, stop=TABLE.stop, prompt_columns=TABLE.columns)
 PLAY = SelfPlay(POLICY, TABLE)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def compiled_fast():
-    """Programs that run once are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 # Exploitability

@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 import time
-from functools import partial
 from pathlib import Path
 
 import chex
@@ -21,8 +20,7 @@ from rewardjax.losses import Loss
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
-from rewardjax.recipes.critic import critic
-from rewardjax.recipes.objectives import direct_preference, language_modelling, reward_modelling
+from rewardjax.recipes.objectives import language_modelling, reward_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
@@ -93,26 +91,6 @@ def policy_program(mesh=None, rate=1e-2, epochs=1, **arguments):
     )
 
 
-def preference_program(mesh=None):
-    config = SupervisedConfig(
-        batch_size=8, optimizer=OptimizerConfig(learning_rate=1e-2), mesh=mesh or MeshConfig()
-    )
-    return Supervised(config, init=MODEL.boxed_init, loss=direct_preference(MODEL, bradley_terry))
-
-
-def ppo_program(mesh=None):
-    learner = critic(SCORER, OptimizerConfig(learning_rate=1e-2), 3)
-    return policy_program(mesh, rate=1e-4, learners={"critic": learner}, credit=credit.gae)
-
-
-PROGRAMS = {
-    "reward_model": reward_program,
-    "dpo": preference_program,
-    "grpo": partial(policy_program, rate=1e-4),
-    "ppo": ppo_program,
-}
-
-
 def test_accumulated_packed_and_whole_batches_agree():
     """8 rows at once, 4 x 2 accumulated, and packed into fewer rows: one loss, one gradient."""
     key = jax.random.key(0)
@@ -162,42 +140,6 @@ def test_terms_with_different_masks_accumulate_exactly():
 def test_micro_batches_must_divide():
     with pytest.raises(ValueError, match="micro_batches=3 does not divide the batch of 8 rows"):
         gradients(lambda p, b: Loss({}, {}), 1.0, jnp.zeros(8), 3)
-
-
-@pytest.fixture
-def compiled_fast():
-    """Programs that run twice are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
-@pytest.mark.usefixtures("compiled_fast")
-@pytest.mark.parametrize("kind", PROGRAMS)
-def test_one_device_and_eight_agree(kind):
-    """2 x 2 x 2 devices (data, fsdp, tensor) and one device: the same parameters to 1e-5."""
-    found = []
-    for mesh in (MeshConfig(), MeshConfig(2, 2, 2)):
-        program = PROGRAMS[kind](mesh)
-        state = program.start(jax.random.key(0))
-        pairs = {k: v[:8] for k, v in preferences().items()}
-        batch = pairs if kind in ("reward_model", "dpo") else None
-        frozen = MODEL.init(jax.random.key(1)) if kind == "dpo" else None
-        with jax.set_mesh(program.mesh) if program.mesh else jax.default_device(jax.devices()[0]):
-            step = jax.jit(program.step)
-            for i in range(2):
-                state, metrics = step(state, batch, frozen, jax.random.key(i))
-        if program.mesh:
-            spread = {len(x.sharding.device_set) for x in jax.tree.leaves(state.params)}
-            assert spread == {8}
-            assert all(
-                not x.sharding.is_fully_replicated
-                for x in jax.tree.leaves(state.params)
-                if x.ndim == 2 and min(x.shape) > 1
-            )
-        found.append((jax.device_get(state), float(metrics["loss"].value)))
-    chex.assert_trees_all_close(found[0], found[1], atol=1e-5)
 
 
 def test_a_step_compiles_once_and_seeds_share_it(tmp_path):
