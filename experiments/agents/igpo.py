@@ -195,5 +195,5 @@ EXPERIMENT = Experiment(
     first_arms=("grpo_f1", "igpo"),
     first_seeds=2,
     curves=("eval/accuracy", "credit/silent", "gain/useful"),
-    workloads=partial(reinforcement, prompt=2048, response=10 * 3072),
+    workloads=partial(reinforcement, prompt=2048, response=10 * 3072, slots=32),
 )

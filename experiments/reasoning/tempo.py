@@ -150,7 +150,7 @@ SMOKE = smoke(MINI, model=dataclasses.replace(MINI.model, layers=1), evaluation_
 def workloads(config):
     """What `grpo`, `tempo` and `ppo` run at full size, with prompts of at most 1024 tokens."""
     critic = valuing(RewardModel(config.model), config.critic, 16, 1024 + config.max_response)
-    return [*reinforcement(config, prompt=1024), critic]
+    return [*reinforcement(config, prompt=1024, slots=64), critic]
 
 
 CHANCE = len(WORLD.decisions) / WORLD.length

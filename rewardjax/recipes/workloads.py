@@ -169,7 +169,12 @@ class Rollouts:
 
 
 def reinforcement(
-    config: Any, *, prompt: int, response: int | None = None, group_size: int | None = None
+    config: Any,
+    *,
+    prompt: int,
+    response: int | None = None,
+    group_size: int | None = None,
+    slots: int = 128,
 ) -> list[Workload]:
     """The programs of a configuration with `model`, `rl`, `group_size` and `max_response`.
 
@@ -178,11 +183,12 @@ def reinforcement(
       prompt: longest, in tokens.
       response: longest, in tokens; `config.max_response` without it.
       group_size: `config.group_size` without it.
+      slots: responses decoded at a time.
     """
     response = config.max_response if response is None else response
     group_size = config.group_size if group_size is None else group_size
     model = LanguageModel(config.model)
-    return Rollouts(model, config.rl, group_size, prompt, response).workloads()
+    return Rollouts(model, config.rl, group_size, prompt, response, slots).workloads()
 
 
 def training(
