@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh, NamedSharding
 
-from rewardjax.models.language_model import LanguageModel
+from rewardjax.models.language_model import LanguageModel, sampling_axes
 from rewardjax.models.transformer import Cache
 from rewardjax.partitioning import spec
 from rewardjax.training.sharding import state_shardings
@@ -30,8 +30,7 @@ def sampling_params(mesh: Mesh, model: LanguageModel) -> Any:
     """The parameters as `LanguageModel.for_sampling` lays them out."""
 
     def lay(box):
-        names = tuple(None if name == "embed" else name for name in box.names)
-        where = NamedSharding(mesh, spec(names))
+        where = NamedSharding(mesh, spec(sampling_axes(box.names)))
         return ShapeDtypeStruct(box.value.shape, jnp.dtype(model.config.dtype), sharding=where)
 
     boxed = jax.eval_shape(model.boxed_init, key_shape())

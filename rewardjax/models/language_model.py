@@ -61,8 +61,7 @@ class LanguageModel:
             return params
 
         def lay(box, x):
-            names = (None if name == "embed" else name for name in box.names)
-            return constrain(x.astype(self.config.dtype), *names)
+            return constrain(x.astype(self.config.dtype), *sampling_axes(box.names))
 
         boxed = jax.eval_shape(self.boxed_init, jax.random.key(0))
         return jax.tree.map(
@@ -154,6 +153,11 @@ def _in_chunks(read, chunk: int | None, states: Array, chosen: Array):
     one = jax.checkpoint(lambda x: read(*x))
     parts = jax.lax.map(one, (cut(states), cut(chosen)))
     return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :time], parts)
+
+
+def sampling_axes(names: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """A parameter's logical axes while decoding: those that `fsdp` would cut are whole."""
+    return tuple(None if name == "embed" else name for name in names)
 
 
 def scored_mask(segments: Int[Array, "batch time"]) -> Bool[Array, "batch time"]:

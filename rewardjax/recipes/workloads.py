@@ -6,7 +6,7 @@ them. Each is made of the functions that a run is made of: `prefill` and `decode
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -289,17 +289,6 @@ def pairs_of(mesh: Mesh, rows: int, length: int) -> dict[str, Any]:
     return {"tokens": rows_of(mesh, jnp.int32, *shape), "valid": flags, "mask": flags}
 
 
-def judging(scorer: RewardModel, rows: int, length: int, name: str = "reward") -> Workload:
-    """A reward model's scores of sequences of `length` tokens."""
-
-    def program(mesh: Mesh, rows: int) -> Program:
-        shape = (rows, length)
-        arguments = rows_of(mesh, jnp.int32, *shape), rows_of(mesh, bool, *shape)
-        return Program(scorer.score, (abstract(mesh, scorer.boxed_init, key_shape()), *arguments))
-
-    return Workload(name, rows, program, 1, sizes_of(scorer.config))
-
-
 def valuing(
     scorer: RewardModel, optimizer: OptimizerConfig, rows: int, length: int, name: str = "critic"
 ) -> Workload:
@@ -384,8 +373,3 @@ def denoising(
         Workload("rollout", cut, rollout, total // cut),
         Workload("update", cut, improve, rl.epochs * rl.minibatches),
     ]
-
-
-def named(prefix: str, workloads: Sequence[Workload]) -> list[Workload]:
-    """The same with a prefix to their names, where an experiment trains several models."""
-    return [dataclasses.replace(it, name=f"{prefix}_{it.name}") for it in workloads]
