@@ -26,6 +26,7 @@ FAMILIES = {
     "control": ["gymnax>=1.0.1"],
     "games": ["pgx>=2.6"],
     "generation": ["scikit-learn>=1.7"],
+    "baselines": ["scikit-learn>=1.7"],
 }
 
 # Published checkpoints and tokenizers, a judge behind an HTTP endpoint: the tests need these too.
