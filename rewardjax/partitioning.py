@@ -36,7 +36,19 @@ def spec(names: tuple[str | None, ...]) -> PartitionSpec:
 
 
 def constrain(array: Array, *names: str | None) -> Array:
-    """Lay `array` out by its logical axes on the ambient mesh; unchanged where there is none."""
-    if jax.sharding.get_abstract_mesh().empty:
+    """Lay `array` out by its logical axes on the ambient mesh; unchanged where there is none.
+
+    Inside a `jax.shard_map` the mesh axes that it maps over are left out: the array is one shard's.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if len(mesh.manual_axes) == len(mesh.axis_names):
         return array
-    return jax.lax.with_sharding_constraint(array, spec(names))
+    axes = (_without(axis, mesh.manual_axes) for axis in spec(names))
+    return jax.lax.with_sharding_constraint(array, PartitionSpec(*axes))
+
+
+def _without(axis: str | tuple[str, ...] | None, taken: tuple[str, ...]):
+    """An entry of a partition less the mesh axes in `taken`."""
+    if isinstance(axis, tuple):
+        return tuple(name for name in axis if name not in taken) or None
+    return None if axis in taken else axis

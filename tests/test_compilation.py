@@ -23,15 +23,14 @@ from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.partitioning import RULES
-from rewardjax.recipes import workloads
+from rewardjax.recipes import flow_workloads, workloads
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.supervised import SupervisedConfig
+from rewardjax.recipes.text_reward_model import TextConfig
 from rewardjax.sampling.flow import FlowPolicy
 from rewardjax.tpu_slices import GENERATIONS, Slice
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.sharding import MeshConfig, make_mesh
-
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 
 TINY = TransformerConfig(
     vocab=32,
@@ -55,11 +54,14 @@ PROGRAMS = [
     workloads.imitation(MODEL, FIT, 16),
     workloads.reward_model_training(SCORER, FIT, 16),
     workloads.preference_training(MODEL, FIT, 16),
-    workloads.valuing(SCORER, OptimizerConfig(), 4, 16),
-    workloads.velocities(FLOW, 8, 10),
-    *workloads.denoising(FlowPolicy(FLOW.velocity, FLOW.config.event, 4, 3), FLOW, RL, 8),
+    workloads.valuing(SCORER, OptimizerConfig(), 8, 16, micro_batches=2),
+    *workloads.process_rewarding(MODEL, OptimizerConfig(), 0.05, 8, 16, micro_batches=2),
+    *workloads.verifier_training(TextConfig(buckets=(16,), model=TINY, pretraining=FIT, fit=FIT)),
+    flow_workloads.velocities(FLOW, 8, 10),
+    *flow_workloads.denoising(FlowPolicy(FLOW.velocity, FLOW.config.event, 4, 3), FLOW, RL, 8),
 ]
 
+TRAINED = ("update", "sft", "reward_model", "dpo", "critic", "process_reward_model", "verifier")
 
 MODULE = """\
 HloModule jit_run
@@ -154,7 +156,7 @@ def test_programs_compile_for_a_mesh(workload):
     assert report.flops > 0
     assert report.arguments > 0
     assert report.seconds >= report.compute_seconds == report.flops / 1e9
-    if workload.name in ("update", "sft", "reward_model", "dpo", "critic"):
+    if workload.name in TRAINED:
         assert report.interconnect_seconds > 0
 
 
@@ -223,6 +225,30 @@ def test_a_lack_of_memory_names_the_largest_arguments():
     found = program.largest_buffers("RESOURCE_EXHAUSTED: out\nmore", program.Program(max, shapes))
     assert found[0] == "RESOURCE_EXHAUSTED: out"
     assert found[1] == "1.00 GiB a device: argument [1] float32(268435456,)"
+
+
+class Lowered:
+    """A program whose text cannot be read until its scatters are elsewhere."""
+
+    def __init__(self, message):
+        self.message, self.asked = message, []
+
+    def compile(self, compiler_options=None):
+        self.asked.append(compiler_options)
+        return self
+
+    def as_text(self):
+        if self.asked[-1] is None:
+            raise program.JaxRuntimeError(self.message)
+        return "the text"
+
+
+def test_a_text_that_cannot_be_read_is_compiled_without_sparse_cores():
+    lowered = Lowered("INTERNAL: async-update instruction should have 1 operands but sees 4")
+    assert program.readable(lowered) == (lowered, "the text")
+    assert lowered.asked == [None, program.ON_TENSOR_CORE]
+    with pytest.raises(program.JaxRuntimeError, match="of another kind"):
+        program.readable(Lowered("INTERNAL: of another kind"))
 
 
 def all_experiments():

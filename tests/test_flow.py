@@ -1,8 +1,11 @@
 """Flow models: networks, losses, samplers and the policy, against closed forms."""
 
+import dataclasses
 import math
 from functools import partial
 
+import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,9 +25,6 @@ from rewardjax.sampling.flow import (
     time_grid,
 )
 from rewardjax.tasks.mixture import Mixture
-
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 GAUSSIAN = Mixture(((1.0, -2.0),), (1.0,), spread=0.5)
 
@@ -244,6 +244,39 @@ def test_the_transformer_starts_at_zero_and_sees_time_condition_and_place(channe
     swapped = jnp.concatenate([x[:, 2:], x[:, :2]], axis=1)
     moved = velocity(swapped, half, none)
     assert float(jnp.max(jnp.abs(moved[:, 2:] - velocity(x, half, none)[:, :2]))) > 1e-3
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_blocks_are_the_unrolled_ones_in_a_stack(remat):
+    unrolled = DiTConfig(4, 4, conditions=2, layers=3, width=8, heads=2, mlp_width=8)
+    plain = FlowModel(unrolled)
+    scanned = FlowModel(dataclasses.replace(unrolled, scan=True, remat=remat))
+    params = jax.jit(plain.init)(jax.random.key(0))
+    noise = iter(jax.random.split(jax.random.key(2), 100))
+    params = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(noise), x.shape), params)
+
+    def stacked(params):
+        blocks = [params[f"block_{i}"] for i in range(unrolled.layers)]
+        rest = {k: v for k, v in params.items() if not k.startswith("block_")}
+        return rest | {"blocks": jax.tree.map(lambda *x: jnp.stack(x), *blocks)}
+
+    shapes = jax.tree.map(jnp.shape, stacked(params))
+    boxed = jax.eval_shape(scanned.boxed_init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, nn.meta.unbox(boxed)) == shapes
+    assert boxed["blocks"]["up"]["kernel"].names == ("layers", "embed", "mlp")
+    x = jax.random.normal(jax.random.key(1), (2, *unrolled.event))
+    time, condition = jnp.array([0.2, 0.9]), jnp.array([0, 1])
+
+    def squares(model):
+        def total(params):
+            return jnp.sum(model.velocity(params, x, time, condition) ** 2)
+
+        return jax.jit(jax.value_and_grad(total))
+
+    value, grads = squares(plain)(params)
+    assert float(value) > 1e-3
+    found = squares(scanned)(stacked(params))
+    chex.assert_trees_all_close(found, (value, stacked(grads)), rtol=1e-5, atol=1e-5)
 
 
 def test_patches_must_fit():

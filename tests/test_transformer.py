@@ -135,6 +135,19 @@ def test_scanned_layers_equal_unrolled_ones(name):
     )
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma"])
+def test_fused_attention_changes_no_logits(name):
+    plain = LanguageModel(VARIANTS[name])
+    fused = LanguageModel(dataclasses.replace(VARIANTS[name], attention="fused", attention_chunk=3))
+    params = perturbed(plain, jax.random.key(1))
+    tokens = jax.random.randint(jax.random.key(2), (2, 7), 0, SMALL.vocab)
+    segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+    found = logits(fused, params, tokens, segments)
+    chex.assert_trees_all_close(found, logits(plain, params, tokens, segments), atol=1e-5)
+    program = jax.jit(fused.logits).trace(params, tokens, segments)
+    assert "@tpu_custom_call" in program.lower(lowering_platforms=("tpu",)).as_text()
+
+
 def test_packed_documents_do_not_see_each_other():
     model = LanguageModel(SMALL)
     params = perturbed(model, jax.random.key(3))

@@ -22,8 +22,8 @@ import numpy as np
 from rewardjax.evaluation.transport import wasserstein2
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.flow import DiTConfig, FlowModel
+from rewardjax.recipes.flow_workloads import velocities
 from rewardjax.recipes.flow_worlds import RareDigit, RareMode
-from rewardjax.recipes.workloads import velocities
 from rewardjax.sampling import particles as fk
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import smoke
@@ -132,7 +132,9 @@ DIGITS = Config(
 PAPER = Config(
     data="GenEval prompts, stable-diffusion-2-1",
     world=RareDigit(
-        model=DiTConfig(64, 64, 4, layers=28, width=1280, heads=20, mlp_width=5120, remat=True)
+        model=DiTConfig(
+            64, 64, 4, layers=28, width=1280, heads=20, mlp_width=5120, remat=True, scan=True
+        )
     ),
     particles=(2, 4, 8),
     sets=553,

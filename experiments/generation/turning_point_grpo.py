@@ -23,6 +23,7 @@ from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.flow import DiTConfig, FlowConfig, FlowModel, MLPConfig
 from rewardjax.recipes.flow_matching import flow_matching, noised
 from rewardjax.recipes.flow_study import FlowSettings, FlowStudy
+from rewardjax.recipes.flow_workloads import denoising
 from rewardjax.recipes.policy_gradient import (
     PolicyGradient,
     PolicyGradientConfig,
@@ -36,7 +37,6 @@ from rewardjax.recipes.step_effects import (
     staged_rollout,
 )
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import denoising
 from rewardjax.sampling import flow
 from rewardjax.statistics import Mean
 from rewardjax.tasks.external import require_generated
@@ -132,7 +132,9 @@ MINI = Config()
 # Flow-GRPO's for LoRA; the number of updates is not given: that one is ours.
 PAPER = Config(
     data="PickScore prompts, SD3.5-medium",
-    model=DiTConfig(64, 64, 16, layers=24, width=1536, heads=24, mlp_width=6144, remat=True),
+    model=DiTConfig(
+        64, 64, 16, layers=24, width=1536, heads=24, mlp_width=6144, remat=True, scan=True
+    ),
     rl=PolicyGradientConfig(
         prompts=48,
         minibatches=2,

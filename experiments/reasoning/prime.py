@@ -19,6 +19,7 @@ import numpy as np
 
 from rewardjax import credit, losses, rewards
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
+from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import QWEN25_7B
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.credit_quality import slip_auc
@@ -27,7 +28,7 @@ from rewardjax.recipes.learning_curve import learning_curve
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.verified_task import VerifiedTask
-from rewardjax.recipes.workloads import reinforcement
+from rewardjax.recipes.workloads import process_rewarding, reinforcement
 from rewardjax.tasks.arithmetic import Arithmetic
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
@@ -104,6 +105,11 @@ def prepare(config):
     return run_seed
 
 
+def cuts(rl: PolicyGradientConfig) -> int:
+    """Parts of a batch of the process reward model, as large as the policy's."""
+    return rl.minibatches * rl.micro_batches
+
+
 def train(config, *, credit, start="sft", frozen=False, process=True):
     """One arm; with `process` its `credit` reads a model that starts as `start`, and stays if `frozen`."""
     world, task = config.world, task_of(config)
@@ -119,6 +125,7 @@ def train(config, *, credit, start="sft", frozen=False, process=True):
         beta=config.beta,
         judge=lambda traj, q: {"step_auc": slip_auc(q, *world.step_correct(traj))},
         frozen=frozen,
+        micro_batches=cuts(config.rl),
     )
     program = task.policy_gradient(
         config.rl,
@@ -163,6 +170,18 @@ PAPER = Config(
     group_size=4,
     max_response=3072,
 )
+
+
+def workloads(config, prompt=1024):
+    """The policy's programs and those of the process reward model, with prompts of so many tokens."""
+    model, rows = LanguageModel(config.model), config.rl.prompts * config.group_size
+    length = prompt + config.max_response
+    return [
+        *reinforcement(config, prompt=prompt),
+        *process_rewarding(model, config.prm, config.beta, rows, length, cuts(config.rl)),
+    ]
+
+
 TINY = dataclasses.replace(MINI.model, layers=1)
 SMOKE = smoke(MINI, model=TINY, pool=16, evaluation_prompts=16, filter=(0.0, 1.0))
 FASTER = "Section 4.3: 2.5 times the sample efficiency of outcomes alone, 6.9% more in the end"
@@ -195,5 +214,5 @@ EXPERIMENT = Experiment(
     first_arms=("rloo", "prime"),
     first_seeds=2,
     curves=("eval/accuracy", "prm/auc", "prm/step_auc"),
-    workloads=partial(reinforcement, prompt=1024),
+    workloads=workloads,
 )

@@ -245,7 +245,8 @@ def align(config, *, arm):
 
 def online(config, lab, *, rloo):
     """REINFORCE with a leave-one-out baseline, or PPO: the same samples, the KL in the reward."""
-    size = config.group_size if rloo else 1
+    size, cuts = config.group_size if rloo else 1, config.rl.minibatches * config.rl.micro_batches
+    value = critic(lab.scorer, config.critic, config.rl.loop.steps, micro_batches=cuts)
     program = lab.policy_gradient(
         config.rl,
         shape=lambda traj: traj.info["proxy"],
@@ -255,9 +256,7 @@ def online(config, lab, *, rloo):
         else credit.whitened(credit.gae),
         loss=losses.reinforce_loss() if rloo else losses.policy_loss(surrogate=losses.clipped(0.2)),
         group_size=size,
-        learners={}
-        if rloo
-        else {"critic": critic(lab.scorer, config.critic, config.rl.loop.steps)},
+        learners={} if rloo else {"critic": value},
         prompts=lab.world.prompts,
         evaluation_prompts=config.evaluation_prompts,
     )
@@ -295,8 +294,13 @@ def offline(config, lab):
 
 
 MINI = Config()
+MESH = MeshConfig(fsdp=16, tensor=8)
 PUBLISHED = SupervisedConfig(
-    64, micro_batches=4, optimizer=OptimizerConfig(learning_rate=1e-6), loop=LoopConfig(steps=160)
+    64,
+    micro_batches=4,
+    optimizer=OptimizerConfig(learning_rate=1e-6),
+    loop=LoopConfig(steps=160),
+    mesh=MESH,
 )
 PAPER = Config(
     data="nvidia/HelpSteer2",
@@ -309,9 +313,10 @@ PAPER = Config(
     pairs=RatedPairsConfig(train=10_000),
     rl=PolicyGradientConfig(
         prompts=256,
+        micro_batches=16,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=160, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(fsdp=16, tensor=8),
+        mesh=MESH,
     ),
     kl=0.01,
     dpo=PUBLISHED,
@@ -332,6 +337,12 @@ NOTES = {
     "dpo": "on pairs of the initial policy, labelled by the paper's reward model",
 }
 MODELS, POLICIES = "reward model table", "alignment table"
+SMOKE = smoke(
+    MINI,
+    lab=smoke(dataclasses.replace(MINI.lab, model=dataclasses.replace(MINI.lab.model, layers=1))),
+    pairs=RatedPairsConfig(train=128, validation=64, test=64),
+    evaluation_prompts=16,
+)
 
 EXPERIMENT = Experiment(
     paper=Paper(
@@ -345,9 +356,7 @@ EXPERIMENT = Experiment(
     inapplicable=inapplicable,
     scales={
         "mini": MINI,
-        "smoke": smoke(
-            MINI, pairs=RatedPairsConfig(train=128, validation=64, test=64), evaluation_prompts=16
-        ),
+        "smoke": SMOKE,
         "paper": PAPER,
     },
     claims=[

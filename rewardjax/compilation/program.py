@@ -15,6 +15,8 @@ from rewardjax.compilation.chips import GIB, CompileError, Topology
 from rewardjax.compilation.flops import matmul_flops
 from rewardjax.compilation.hlo import traffic
 
+ON_TENSOR_CORE = {"xla_tpu_enable_offloading_scatter_to_sparsecore": False}
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -141,11 +143,12 @@ def compile_workload(workload: Workload, mesh: Mesh, where: Topology) -> Report:
     start, chip = time.perf_counter(), where.chip
     program = workload.program(mesh, workload.rows)
     with jax.set_mesh(mesh):
-        flops = matmul_flops(program.function, *program.arguments) / mesh.size
+        platform = mesh.devices.flat[0].platform
+        flops = matmul_flops(program.function, *program.arguments, platform=platform) / mesh.size
         jitted = jax.jit(program.function, donate_argnums=program.donated)
         lowered = jitted.lower(*program.arguments)
         try:
-            compiled = lowered.compile()
+            compiled, text = readable(lowered)
         except JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -155,7 +158,7 @@ def compile_workload(workload: Workload, mesh: Mesh, where: Topology) -> Report:
     if compiled is None:
         return Report(*known, compute_seconds=flops / chip.flops, largest=largest)
     stats: Any = compiled.memory_analysis()
-    moved = traffic(compiled.as_text() or "")
+    moved = traffic(text)
     return Report(
         *known,
         arguments=stats.argument_size_in_bytes,
@@ -167,6 +170,22 @@ def compile_workload(workload: Workload, mesh: Mesh, where: Topology) -> Report:
         memory_seconds=moved.memory / chip.bandwidth,
         interconnect_seconds=sum(moved.collectives.values()) / chip.interconnect,
     )
+
+
+def readable(lowered: Any) -> tuple[Any, str]:
+    """A compiled program and its text.
+
+    The compiler of v5p may give a scatter to its SparseCores, in a form of which jaxlib cannot read the
+    text: the program is then compiled once more with its scatters on the TensorCore.
+    """
+    compiled = lowered.compile()
+    try:
+        return compiled, compiled.as_text() or ""
+    except JaxRuntimeError as error:
+        if "async-update" not in str(error):
+            raise
+    compiled = lowered.compile(compiler_options=ON_TENSOR_CORE)
+    return compiled, compiled.as_text() or ""
 
 
 def fit_rows(workload: Workload, mesh: Mesh, where: Topology, step: int) -> Report:

@@ -96,36 +96,51 @@ def positions_of(segments: Int[Array, "batch time"]) -> Int[Array, "batch time"]
     return jnp.where(segments == 0, 0, jnp.arange(time) - start)
 
 
-def attention_mask(
-    query_segments: Int[Array, "batch queries"],
-    key_segments: Int[Array, "batch keys"],
-    query_slots: Int[Array, "queries"],
-    *,
-    causal: bool = True,
-    window: int | None = None,
-    ring: bool = False,
-) -> Bool[Array, "batch queries keys"]:
+@struct.dataclass
+class Visibility:
     """Who sees whom: the same non-zero segment, not later, at most `window - 1` slots back.
 
-    The slots of a `ring` go on at the front: those behind the query's own are its oldest.
+    Attributes:
+      query_segments, key_segments: 0 on padding, which sees nothing and is not seen, and a number
+        from 1 for each document of a row.
+      query_slots: the slot of each query; None where the queries' tokens are the keys' own.
+      causal: off, later slots are seen too.
+      window: slots seen to each side, the query's own among them; all if None.
+      ring: slots go on at the front: those behind a query's own are its oldest.
     """
-    mask = query_segments[:, :, None] == key_segments[:, None, :]
-    mask &= key_segments[:, None, :] != 0
-    distance = query_slots[:, None] - jnp.arange(key_segments.shape[1])
-    if ring:
-        distance %= key_segments.shape[1]
-    if causal:
-        mask &= distance >= 0
-    if window is not None:
-        mask &= jnp.abs(distance) < window
-    return mask
+
+    query_segments: Int[Array, "batch queries"]
+    key_segments: Int[Array, "batch keys"]
+    query_slots: Int[Array, "queries"] | None = None
+    causal: bool = struct.field(pytree_node=False, default=True)
+    window: int | None = struct.field(pytree_node=False, default=None)
+    ring: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def slots(self) -> Int[Array, "queries"]:
+        """The slot of each query."""
+        own = jnp.arange(self.query_segments.shape[1])
+        return own if self.query_slots is None else self.query_slots
+
+    def dense(self) -> Bool[Array, "batch queries keys"]:
+        """The mask: on where a query sees a key."""
+        keys = self.key_segments[:, None, :]
+        mask = (self.query_segments[:, :, None] == keys) & (keys != 0)
+        distance = self.slots[:, None] - jnp.arange(keys.shape[2])
+        if self.ring:
+            distance %= keys.shape[2]
+        if self.causal:
+            mask &= distance >= 0
+        if self.window is not None:
+            mask &= jnp.abs(distance) < self.window
+        return mask
 
 
 def attend(
     queries: Float[Array, "batch heads queries head_dim"],
     keys: Float[Array, "batch kv_heads keys head_dim"],
     values: Float[Array, "batch kv_heads keys head_dim"],
-    mask: Bool[Array, "batch queries keys"],
+    visible: Visibility,
     *,
     scale: float,
     softcap: float | None = None,
@@ -133,13 +148,13 @@ def attend(
 ) -> Float[Array, "batch heads queries head_dim"]:
     """Grouped-query attention with a float32 softmax; a query that sees nothing gives 0.
 
-    With `chunk`, so many queries at a time, forwards and backwards: the matrix of scores, queries by
-    keys, never exists whole.
+    With `chunk`, so many queries at a time, forwards and backwards: neither the matrix of scores,
+    queries by keys, nor their mask ever exists whole.
     """
     some = partial(_attend, scale=scale, softcap=softcap)
     time = queries.shape[2]
     if chunk is None or time <= chunk:
-        return some(queries, keys, values, mask)
+        return some(queries, keys, values, visible.dense())
     rest = -time % chunk
 
     def cut(x, axis):
@@ -147,8 +162,14 @@ def attend(
         x = x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
         return jnp.moveaxis(x, axis, 0)
 
-    one = jax.checkpoint(lambda x: some(x[0], keys, values, x[1]))
-    parts = jax.lax.map(one, (cut(queries, 2), cut(mask, 1)))
+    @jax.checkpoint
+    def one(x):
+        part, segments, slots = x
+        seen = dataclasses.replace(visible, query_segments=segments, query_slots=slots)
+        return some(part, keys, values, seen.dense())
+
+    cuts = cut(queries, 2), cut(visible.query_segments, 1), cut(visible.slots, 0)
+    parts = jax.lax.map(one, cuts)
     return jnp.moveaxis(parts, 0, 2).reshape(*queries.shape[:2], -1, queries.shape[3])[:, :, :time]
 
 

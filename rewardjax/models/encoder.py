@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from rewardjax.models.attention import attend, positions_of
+from rewardjax.models.attention import Visibility, attend, positions_of
 from rewardjax.models.projection import project
 from rewardjax.models.transformer import weight
 from rewardjax.partitioning import constrain
@@ -94,9 +94,9 @@ class EncoderBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch time width"], mask: Bool[Array, "batch time time"]
+        self, x: Float[Array, "batch time width"], visible: Visibility
     ) -> Float[Array, "batch time width"]:
-        """One block; `mask[b, i, j]`: whether token i sees token j."""
+        """One block; `visible` says which tokens each one sees."""
         c, head_dim = self.config, self.config.width // self.config.heads
 
         def heads(name):
@@ -104,7 +104,7 @@ class EncoderBlock(nn.Module):
             y = y.reshape(*x.shape[:2], c.heads, head_dim).swapaxes(1, 2)
             return constrain(y, "batch", "heads", None, None)
 
-        y = attend(heads("query"), heads("key"), heads("value"), mask, scale=head_dim**-0.5)
+        y = attend(heads("query"), heads("key"), heads("value"), visible, scale=head_dim**-0.5)
         y = y.swapaxes(1, 2).reshape(x.shape)
         y = Affine(c, c.width, ("heads", "embed"), name="out")(y)
         x = LayerNorm(c, name="attention_norm")(x + y)
@@ -148,14 +148,15 @@ class Encoder(nn.Module):
             found = weight(self, name, (rows, c.width), (axis, "embed"), c.param_dtype, spread)
             return found.astype(c.dtype)
 
+        segments = valid.astype(jnp.int32)
         x = table("tokens", c.vocab, "vocab")[tokens]
-        x = x + table("positions", c.context, None)[positions_of(valid.astype(jnp.int32))]
+        x = x + table("positions", c.context, None)[positions_of(segments)]
         kinds = table("types", c.types, None)
         x = x + (kinds[0] if types is None else kinds[types])
         x = constrain(LayerNorm(c, name="norm")(x), "batch", None, "width")
-        mask = jnp.broadcast_to(valid[:, None, :], (*tokens.shape, tokens.shape[1]))
+        visible = Visibility(segments, segments, causal=False)
         for layer in range(c.layers):
-            x = EncoderBlock(c, name=f"block_{layer}")(x, mask)
+            x = EncoderBlock(c, name=f"block_{layer}")(x, visible)
         return x
 
 

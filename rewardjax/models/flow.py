@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from rewardjax.models.attention import attend
+from rewardjax.models.attention import Visibility, attend
 from rewardjax.models.projection import project
 from rewardjax.models.transformer import weight
 from rewardjax.partitioning import constrain
@@ -55,6 +55,7 @@ class DiTConfig:
       conditions: number of classes.
       layers, width, heads, mlp_width: of the transformer.
       remat: recompute blocks in the backward pass.
+      scan: one compiled block scanned over the layers (large models) instead of an unrolled stack.
     """
 
     height: int = 8
@@ -67,6 +68,7 @@ class DiTConfig:
     heads: int = 4
     mlp_width: int = 128
     remat: bool = False
+    scan: bool = False
 
     def __post_init__(self):
         for name, value, factor in [
@@ -204,13 +206,25 @@ class DiTBlock(nn.Module):
             modulated(x, shift, scale)
         )
         q, k, v = y.reshape(batch, time, 3, c.heads, -1).transpose(2, 0, 3, 1, 4)
-        everywhere = jnp.ones((batch, time, time), bool)
-        y = attend(q, k, v, everywhere, scale=(c.width // c.heads) ** -0.5)
+        one = jnp.ones((batch, time), jnp.int32)
+        y = attend(q, k, v, Visibility(one, one, causal=False), scale=(c.width // c.heads) ** -0.5)
         y = y.swapaxes(1, 2).reshape(batch, time, -1)
         x = x + gate * Linear(c.width, ("heads", "embed"), name="out")(y)
         y = Linear(c.mlp_width, ("embed", "mlp"), name="up")(modulated(x, shift_2, scale_2))
         y = Linear(c.width, ("mlp", "embed"), name="down")(jax.nn.gelu(y))
         return constrain(x + gate_2 * y, "batch", None, "width")
+
+
+def _scanned(layers: int) -> Callable[..., Any]:
+    """`(block, x, mixed) -> (x, None)`: the block, so many times over with weights of each its own."""
+    return nn.scan(
+        lambda block, x, mixed: (block(x, mixed), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 class DiT(nn.Module):
@@ -231,9 +245,12 @@ class DiT(nn.Module):
         places = (rows * columns, c.width)
         init = nn.initializers.normal(0.02)
         y = y + weight(self, "positions", places, (None, "embed"), init=init)
-        block = nn.remat(DiTBlock) if c.remat else DiTBlock
-        for i in range(c.layers):
-            y = block(c, name=f"block_{i}")(y, mixed)
+        block = nn.remat(DiTBlock, prevent_cse=not c.scan) if c.remat else DiTBlock
+        if c.scan:
+            y, _ = _scanned(c.layers)(block(c, name="blocks"), y, mixed)
+        else:
+            for i in range(c.layers):
+                y = block(c, name=f"block_{i}")(y, mixed)
         shift, scale = jnp.split(
             Linear(2 * c.width, ("embed", "mlp"), zero=True, name="modulation")(mixed), 2, axis=-1
         )

@@ -8,6 +8,7 @@ from rewardjax.models.transformer import TransformerConfig
 _LARGE = TransformerConfig(
     scan=True,
     remat="full",
+    attention="fused",
     attention_chunk=512,
     logit_chunk=512,
     param_dtype="float32",

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rewardjax.data.jsonl import read_json
 from rewardjax.models.attention import RopeScaling
-from rewardjax.models.safetensors_io import read_json
 from rewardjax.models.transformer import Span, TransformerConfig
 
 SPAN_OF: Mapping[str, Span] = {"full_attention": "global", "sliding_attention": "local"}
@@ -66,7 +66,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
 MULTIMODAL = {"Gemma3ForConditionalGeneration": "Gemma3ForCausalLM"}
 
 # Fields of `TransformerConfig` that say how a model runs, not what it computes.
-RUNTIME = ("scan", "remat", "attention_chunk", "logit_chunk", "param_dtype", "dtype")
+RUNTIME = ("scan", "remat", "attention", "attention_chunk", "logit_chunk", "param_dtype", "dtype")
 
 # Settings that the project's transformer has no counterpart for, and the values that need none.
 INERT = {

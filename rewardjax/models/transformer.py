@@ -17,11 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 from rewardjax.models.attention import (
     LayerCache,
     RopeScaling,
+    Visibility,
     attend,
-    attention_mask,
     positions_of,
     rotate,
 )
+from rewardjax.models.fused_attention import attend_fused
 from rewardjax.models.projection import project
 from rewardjax.partitioning import constrain
 
@@ -47,7 +48,8 @@ class TransformerConfig:
       spans: attention span of each layer, repeated; `window` and `local_rope_base` are of local layers.
       scan: one compiled block scanned over the layers (large models) instead of an unrolled stack.
       remat: recompute blocks in the backward pass: nothing, everything, or all but matrix products.
-      attention_chunk: queries whose scores exist at one time; all if None.
+      attention: by plain products ("xla") or, where there is one, by the platform's kernel ("fused").
+      attention_chunk: queries whose scores exist at one time, outside of kernels; all if None.
       logit_chunk: positions of a row whose logits exist at one time in scoring; all if None.
     """
 
@@ -78,6 +80,7 @@ class TransformerConfig:
     embedding_scale: bool = False
     scan: bool = False
     remat: Literal["none", "full", "dots"] = "none"
+    attention: Literal["xla", "fused"] = "xla"
     attention_chunk: int | None = None
     logit_chunk: int | None = None
     param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -169,7 +172,7 @@ class Attention(nn.Module):
     span: Span
 
     @nn.compact
-    def __call__(self, x, positions, mask, cache, slot, layer=None):
+    def __call__(self, x, positions, visible, cache, slot, layer=None):
         """`x: [batch, time, width]` -> the same shape, and the cache with `x` written in.
 
         Where layers are scanned the cache is that of all, and `layer` the number of this one.
@@ -188,7 +191,9 @@ class Attention(nn.Module):
             own = cache.of(layer)
             k, v = own.keys.astype(dtype), own.values.astype(dtype)
         scale = c.head_dim**-0.5 if c.query_scale is None else c.query_scale
-        y = attend(q, k, v, mask, scale=scale, softcap=c.attention_softcap, chunk=c.attention_chunk)
+        kernel = attend_fused if c.attention == "fused" else attend
+        cap, chunk = c.attention_softcap, c.attention_chunk
+        y = kernel(q, k, v, visible, scale=scale, softcap=cap, chunk=chunk)
         y = y.swapaxes(1, 2).reshape(*x.shape[:2], -1)
         out = weight(
             self, "out", (c.heads * c.head_dim, c.width), ("heads", "embed"), c.param_dtype
@@ -238,7 +243,7 @@ class Block(nn.Module):
     span: Span
 
     @nn.compact
-    def __call__(self, x, positions, masks, cache, slot, layer=None):
+    def __call__(self, x, positions, visible, cache, slot, layer=None):
         """`x: [batch, time, width]` -> the same shape, and the cache."""
         c = self.config
 
@@ -247,7 +252,7 @@ class Block(nn.Module):
 
         y = RMSNorm(c, name="attention_norm")(x)
         y, cache = Attention(c, self.span, name="attention")(
-            y, positions, masks[self.span], cache, slot, layer
+            y, positions, visible[self.span], cache, slot, layer
         )
         x = x + post("attention_post_norm", y)
         y = MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
@@ -260,7 +265,7 @@ class Group(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, carry, turn, positions, masks, slot):
+    def __call__(self, carry, turn, positions, visible, slot):
         """Carry `x` through the period's blocks, with one cache a block (of all turns), or None.
 
         The caches are carried, not scanned over: they are then written in place.
@@ -269,7 +274,7 @@ class Group(nn.Module):
         for i, span in enumerate(self.config.spans):
             cache = None if caches is None else caches[i]
             x, cache = _remat(self.config)(self.config, span, name=f"block_{i}")(
-                x, positions, masks, cache, slot, turn
+                x, positions, visible, cache, slot, turn
             )
             out.append(cache)
         return (x, None if caches is None else tuple(out)), None
@@ -342,21 +347,16 @@ class Transformer(nn.Module):
         c = self.config
         check_length(c, tokens.shape[1])
         positions = positions_of(segments) if positions is None else positions
-        slots, key_segments = jnp.arange(tokens.shape[1]), segments
+        slots, key_segments, ring = None, segments, False
         slot = jnp.zeros((), jnp.int32)
         if cache is not None:
-            slot = cache.length % cache.segments.shape[1] if cache.ring else cache.length
-            slots = slots + slot
+            ring = cache.ring
+            slot = cache.length % cache.segments.shape[1] if ring else cache.length
+            slots = jnp.arange(tokens.shape[1]) + slot
             key_segments = jax.lax.dynamic_update_slice_in_dim(cache.segments, segments, slot, 1)
-        masks = {
-            span: attention_mask(
-                segments,
-                key_segments,
-                slots,
-                causal=c.causal,
-                window=c.window if span == "local" else None,
-                ring=cache is not None and cache.ring,
-            )
+        windows = {"global": None, "local": c.window}
+        visible = {
+            span: Visibility(segments, key_segments, slots, c.causal, windows[span], ring)
             for span in dict.fromkeys(c.spans)
         }
         x = self.embedding.astype(c.dtype)[tokens]
@@ -366,25 +366,25 @@ class Transformer(nn.Module):
             x = jnp.where(given[1][..., None], given[0].astype(x.dtype), x)
         x = constrain(x, "batch", None, "width")
         layers = None if cache is None else cache.layers
-        x, layers = self._stack(x, layers, positions, masks, slot)
+        x, layers = self._stack(x, layers, positions, visible, slot)
         if cache is not None:
             cache = Cache(layers, key_segments, cache.length + tokens.shape[1], cache.ring)
         return self.final_norm(x), cache
 
-    def _stack(self, x, caches, positions, masks, slot):
+    def _stack(self, x, caches, positions, visible, slot):
         c, period = self.config, len(self.config.spans)
         if c.scan:
             turns = jnp.arange(c.layers // period)
             carry = (x, caches and caches[:period])
-            (x, out), _ = self.groups(carry, turns, positions, masks, slot)
+            (x, out), _ = self.groups(carry, turns, positions, visible, slot)
             if c.layers % period:
                 carry = (x, caches and caches[period:])
-                (x, rest), _ = self.tail(carry, jnp.arange(1), positions, masks, slot)
+                (x, rest), _ = self.tail(carry, jnp.arange(1), positions, visible, slot)
                 out = out and out + rest
             return x, out
         out = []
         for i, block in enumerate(self.blocks):
-            x, cache = block(x, positions, masks, None if caches is None else caches[i], slot)
+            x, cache = block(x, positions, visible, None if caches is None else caches[i], slot)
             out.append(cache)
         return x, None if caches is None else tuple(out)
 

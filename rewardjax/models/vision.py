@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from rewardjax.models.attention import Visibility
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.projection import project
 from rewardjax.models.transformer import Block, Transformer, TransformerConfig, weight
@@ -90,7 +91,8 @@ class VisionEncoder(nn.Module):
         x = content + self._table("position", c.patches)
         if blocks.layers:
             places = jnp.broadcast_to(jnp.arange(c.patches), x.shape[:2])
-            everywhere = {"global": jnp.ones((*x.shape[:2], c.patches), bool)}
+            one = jnp.ones(x.shape[:2], jnp.int32)
+            everywhere = {"global": Visibility(one, one, causal=False)}
             for i in range(blocks.layers):
                 x, _ = Block(blocks, "global", name=f"block_{i}")(x, places, everywhere, None, 0)
         return self._mlp("project", self._pool(content, x) if c.pooled else x, self.width)

@@ -14,7 +14,7 @@ from rewardjax.models.heads import RewardModel
 from rewardjax.recipes.policy_gradient import Learner
 from rewardjax.statistics import Mean, masked_std
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
-from rewardjax.training.state import TrainState, update
+from rewardjax.training.state import TrainState, in_cuts, update
 from rewardjax.trajectory import Trajectory
 
 
@@ -43,6 +43,7 @@ def critic(
     clip: float | None = 0.2,
     updates: int = 1,
     rows: int | None = None,
+    micro_batches: int = 1,
 ) -> Learner:
     """A learner that writes `info["values"]` and fits them to lambda-returns (PPO, arXiv:1707.06347).
 
@@ -59,6 +60,7 @@ def critic(
       clip: largest change of a value that still lowers the loss; None for no limit.
       updates: gradient steps a batch.
       rows: trajectories a gradient step, drawn afresh for each; all of the batch without it.
+      micro_batches: cuts of these whose gradients are added up, and of the batch that is valued.
 
     Raises:
       TypeError: there are no `values`, and the model is not a `RewardModel`.
@@ -72,10 +74,14 @@ def critic(
     def init(key):
         return TrainState.create(model.boxed_init(key), tx)
 
-    def observe(state, traj, key):
-        found = {"values": jnp.where(traj.mask, values(state.params, traj), 0.0)}
+    def valued(params, traj):
+        found = {"values": jnp.where(traj.mask, values(params, traj), 0.0)}
         if bootstrap is not None:
-            found["bootstrap"] = bootstrap(state.params, traj)
+            found["bootstrap"] = bootstrap(params, traj)
+        return found
+
+    def observe(state, traj, key):
+        found = in_cuts(partial(valued, state.params), traj, micro_batches)
         return state, traj.with_info(**found), {}
 
     def loss(params, batch):
@@ -87,7 +93,7 @@ def critic(
     def fit(state, traj, rewards, key):
         before = traj.info["values"]
         targets = gae(rewards, traj, discount=discount, lam=lam) + before
-        one = partial(_fit_once, tx, loss, (traj, targets), rows)
+        one = partial(_fit_once, tx, loss, (traj, targets), rows, micro_batches)
         (params, opt_state), metrics = jax.lax.scan(
             one, (state.params, state.opt_state), jax.random.split(key, updates)
         )
@@ -98,12 +104,12 @@ def critic(
     return Learner(init, observe, fit)
 
 
-def _fit_once(tx, loss, batch, rows, carry, key):
+def _fit_once(tx, loss, batch, rows, micro_batches, carry, key):
     if rows is not None:
         drawn = jax.random.permutation(key, batch[0].mask.shape[0])[:rows]
         batch = jax.tree.map(lambda x: x[drawn], batch)
     params, opt_state = carry
-    params, opt_state, metrics = update(tx, loss, params, opt_state, batch)
+    params, opt_state, metrics = update(tx, loss, params, opt_state, batch, micro_batches)
     return (params, opt_state), metrics
 
 

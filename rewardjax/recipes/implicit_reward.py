@@ -19,7 +19,7 @@ from rewardjax.recipes.verified_task import VerifiedTask
 from rewardjax.statistics import Mean
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
 from rewardjax.training.run import Run
-from rewardjax.training.state import Metrics, TrainState, update
+from rewardjax.training.state import Metrics, TrainState, in_cuts, update
 from rewardjax.trajectory import Trajectory
 
 
@@ -85,6 +85,7 @@ def implicit_process_reward(
     beta: float,
     judge: Callable[[Trajectory, Float[Array, "batch time"]], Metrics] | None = None,
     frozen: bool = False,
+    micro_batches: int = 1,
 ) -> Learner:
     """A learner that writes `info["process_rewards"]`, the log-ratios q_t, and fits them to outcomes.
 
@@ -99,6 +100,7 @@ def implicit_process_reward(
       beta: of `outcome_likelihood`.
       judge: `(traj, process_rewards) -> metrics` on each fresh batch.
       frozen: keep the starting parameters.
+      micro_batches: cuts of a batch, scored one at a time, whose gradients are added up.
     """
     tx = make_optimizer(optimizer, steps)
     loss = outcome_likelihood(model, beta)
@@ -108,7 +110,10 @@ def implicit_process_reward(
         return TrainState.create(boxed if start is None else like(boxed, start), tx)
 
     def observe(state, traj, key):
-        logprobs, _ = model.score(state.params, traj.tokens, traj.valid.astype(jnp.int32))
+        def score(batch):
+            return model.score(state.params, *batch)[0]
+
+        logprobs = in_cuts(score, (traj.tokens, traj.valid.astype(jnp.int32)), micro_batches)
         ratios = jnp.where(traj.mask, logprobs - traj.info["reference_logprobs"], 0.0)
         ratios = jax.lax.stop_gradient(ratios)
         metrics = {} if judge is None else judge(traj, ratios)
@@ -122,7 +127,7 @@ def implicit_process_reward(
         if frozen:
             return state, metrics
         params, opt_state, found = update(
-            tx, loss, state.params, state.opt_state, labelled(traj, correct)
+            tx, loss, state.params, state.opt_state, labelled(traj, correct), micro_batches
         )
         return state.replace(params=params, opt_state=opt_state), metrics | found
 

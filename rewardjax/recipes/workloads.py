@@ -11,22 +11,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 
 from rewardjax import losses
 from rewardjax.compilation.layout import abstract, cache_of, key_shape, rows_of, sampling_params
 from rewardjax.compilation.program import Program, Workload
 from rewardjax.losses import Loss, PolicyLoss
-from rewardjax.models.flow import FlowModel
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig, check_length
+from rewardjax.recipes.implicit_reward import implicit_process_reward
 from rewardjax.recipes.objectives import direct_preference, language_modelling, reward_modelling
-from rewardjax.recipes.policy_gradient import PolicyGradientConfig, scored
+from rewardjax.recipes.policy_gradient import Learner, PolicyGradientConfig, scored
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.text_reward_model import TextConfig
-from rewardjax.sampling.flow import FlowPolicy
+from rewardjax.recipes.verifier import token_level, verification_loss
 from rewardjax.sampling.generate import decode, prefill, sample_token
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
@@ -37,7 +36,6 @@ PREFILLED = 16  # prompts at a time
 DECODED = (
     32  # tokens of each slot in a call of `decode`: a cache changes its layout at a call's ends
 )
-CLIPPED = losses.policy_loss(surrogate=losses.clipped(0.2))
 PENALISED = losses.policy_loss(
     surrogate=losses.clipped(0.2), regularisers=(losses.kl_to_reference(0.001),)
 )
@@ -54,6 +52,12 @@ def trajectory_of(mesh: Mesh, rows: int, time: int, **info: Any) -> Trajectory:
     flags, numbers = rows_of(mesh, bool, rows, time), rows_of(mesh, jnp.float32, rows, time)
     tokens = rows_of(mesh, jnp.int32, rows, time)
     return Trajectory(tokens, flags, flags, numbers, info={"reference_logprobs": numbers, **info})
+
+
+def sequences_of(mesh: Mesh, *shape: int) -> dict[str, Any]:
+    """A batch of the supervised objectives: `[rows, length]`, or pairs `[rows, 2, length]`."""
+    flags = rows_of(mesh, bool, *shape)
+    return {"tokens": rows_of(mesh, jnp.int32, *shape), "valid": flags, "mask": flags}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,14 +226,12 @@ def imitation(
     """Language modelling on demonstrations of `length` tokens."""
 
     def program(mesh: Mesh, rows: int) -> Program:
-        shape = (config.batch_size, length)
-        batch = {"tokens": rows_of(mesh, jnp.int32, *shape), "valid": rows_of(mesh, bool, *shape)}
         return training(
             mesh,
             model.boxed_init,
             config.optimizer,
             language_modelling(model),
-            batch | {"mask": batch["valid"]},
+            sequences_of(mesh, config.batch_size, length),
             config.batch_size // rows,
         )
 
@@ -251,7 +253,7 @@ def reward_model_training(
             scorer.boxed_init,
             config.optimizer,
             reward_modelling(scorer, loss),
-            pairs_of(mesh, config.batch_size, length),
+            sequences_of(mesh, config.batch_size, 2, length),
             config.batch_size // rows,
         )
 
@@ -273,7 +275,7 @@ def preference_training(
             model.boxed_init,
             config.optimizer,
             direct_preference(model, ratios, divergence),
-            pairs_of(mesh, config.batch_size, length),
+            sequences_of(mesh, config.batch_size, 2, length),
             config.batch_size // rows,
             frozen=abstract(mesh, model.boxed_init, key_shape()),
         )
@@ -282,94 +284,90 @@ def preference_training(
     return Workload(name, cut, program, 1, sizes_of(model.config))
 
 
-def pairs_of(mesh: Mesh, rows: int, length: int) -> dict[str, Any]:
-    """A batch of preferences."""
-    shape = (rows, 2, length)
-    flags = rows_of(mesh, bool, *shape)
-    return {"tokens": rows_of(mesh, jnp.int32, *shape), "valid": flags, "mask": flags}
-
-
 def valuing(
-    scorer: RewardModel, optimizer: OptimizerConfig, rows: int, length: int, name: str = "critic"
+    scorer: RewardModel,
+    optimizer: OptimizerConfig,
+    rows: int,
+    length: int,
+    micro_batches: int = 1,
 ) -> Workload:
-    """One update of a critic on sequences of `length` tokens."""
+    """One update of a critic on `rows` sequences of `length` tokens."""
 
     def loss(params, batch):
         traj, targets = batch
         values = scorer.values(params, traj.tokens, traj.valid)
         return Loss({"value": losses.value_loss(values, targets, targets, traj.mask)}, {})
 
-    def program(mesh: Mesh, rows: int) -> Program:
+    def program(mesh: Mesh, cut: int) -> Program:
         batch = (
             trajectory_of(mesh, rows, length),
             rows_of(mesh, jnp.float32, rows, length),
         )
-        return training(mesh, scorer.boxed_init, optimizer, loss, batch, 1)
+        return training(mesh, scorer.boxed_init, optimizer, loss, batch, rows // min(cut, rows))
 
-    return Workload(name, rows, program, 1, sizes_of(scorer.config))
+    return Workload("critic", rows // micro_batches, program, 1, sizes_of(scorer.config))
 
 
-def verifier_training(text: TextConfig) -> list[Workload]:
-    """A generator's training, and that of a verifier which reads every token."""
-    model, length, fit = text.model, text.buckets[-1], text.fit
-    generator = imitation(LanguageModel(model), text.pretraining, length, "generator")
+def process_rewarding(
+    model: LanguageModel,
+    optimizer: OptimizerConfig,
+    beta: float,
+    rows: int,
+    length: int,
+    micro_batches: int = 1,
+) -> list[Workload]:
+    """What an implicit process reward model does with `rows` sequences: score them, then learn from them."""
+
+    def learner(cut: int) -> Learner:
+        cuts = rows // min(cut, rows)
+        return implicit_process_reward(model, optimizer, 1000, beta=beta, micro_batches=cuts)
+
+    def observe(mesh: Mesh, cut: int) -> Program:
+        own = learner(cut)
+
+        def run(state, traj):
+            return own.observe(state, traj, None)[1].info["process_rewards"]
+
+        state = abstract(mesh, own.init, key_shape())
+        return Program(run, (state, trajectory_of(mesh, rows, length)))
+
+    def learn(mesh: Mesh, cut: int) -> Program:
+        own, numbers = learner(cut), rows_of(mesh, jnp.float32, rows, length)
+
+        def run(state, traj, rewards):
+            return own.update(state, traj, rewards, None)
+
+        state = abstract(mesh, own.init, key_shape())
+        traj = trajectory_of(mesh, rows, length, process_rewards=numbers)
+        return Program(run, (state, traj, numbers), donated=(0,))
+
+    cut, sizes = rows // micro_batches, sizes_of(model.config)
     return [
-        generator,
-        valuing(RewardModel(model), fit.optimizer, fit.batch_size, length, "verifier"),
+        Workload("process_rewards", cut, observe, 1, sizes),
+        Workload("process_reward_model", cut, learn, 1, sizes),
     ]
 
 
-def velocities(model: FlowModel, rows: int, calls: int) -> Workload:
-    """One call of a flow model's network for `rows` samples."""
+def verifier_training(text: TextConfig) -> list[Workload]:
+    """A generator's training, and that of a verifier after every token, with demonstrations beside it."""
+    model, length, fit = text.model, text.buckets[-1], text.fit
+    scorer = RewardModel(model)
 
-    def program(mesh: Mesh, rows: int) -> Program:
-        x = rows_of(mesh, jnp.float32, rows, *model.config.event)
-        time, condition = (rows_of(mesh, kind, rows) for kind in (jnp.float32, jnp.int32))
-        params = abstract(mesh, model.boxed_init, key_shape())
-        return Program(model.velocity, (params, x, time, condition))
-
-    return Workload("velocity", rows, program, calls)
-
-
-def denoising(
-    policy: FlowPolicy, model: FlowModel, rl: PolicyGradientConfig, group_size: int
-) -> list[Workload]:
-    """A flow model's rollout and update: `rows` are samples.
-
-    Args:
-      policy: on the model.
-      model: the velocity network.
-      rl: conditions a step, cuts of a batch, optimizer.
-      group_size: samples a condition.
-    """
-    total = rl.prompts * group_size
-    cut = total // (rl.minibatches * rl.micro_batches)
-
-    def rollout(mesh: Mesh, rows: int) -> Program:
-        one = dataclasses.replace(policy, group_size=1)
-        params = abstract(mesh, model.boxed_init, key_shape())
-        return Program(one.rollout, (params, rows_of(mesh, jnp.int32, rows), key_shape()))
-
-    def improve(mesh: Mesh, rows: int) -> Program:
-        batch, loss = total // rl.minibatches, scored(policy.score, CLIPPED)
-        single = dataclasses.replace(policy, group_size=1)
-        shapes = jax.eval_shape(
-            single.rollout,
-            jax.eval_shape(model.init, key_shape()),
-            ShapeDtypeStruct((batch,), jnp.int32),
-            key_shape(),
-        )
-        traj = jax.tree.map(lambda x: rows_of(mesh, x.dtype, *x.shape), shapes)
-        advantages = rows_of(mesh, jnp.float32, *traj.mask.shape)
-
-        def own(params, batch):
-            return loss(params, *batch)
-
+    def program(mesh: Mesh, cut: int) -> Program:
+        judged = sequences_of(mesh, fit.batch_size, length)
+        judged |= {"correct": rows_of(mesh, jnp.float32, fit.batch_size)}
+        language = sequences_of(mesh, text.pretraining.batch_size, length)
         return training(
-            mesh, model.boxed_init, rl.optimizer, own, (traj, advantages), batch // min(rows, batch)
+            mesh,
+            scorer.boxed_init,
+            fit.optimizer,
+            verification_loss(scorer, token_level),
+            judged | {"language": language},
+            fit.batch_size // cut,
         )
 
+    cut = fit.batch_size // fit.micro_batches
     return [
-        Workload("rollout", cut, rollout, total // cut),
-        Workload("update", cut, improve, rl.epochs * rl.minibatches),
+        imitation(LanguageModel(model), text.pretraining, length, "generator"),
+        Workload("verifier", cut, program, 1, sizes_of(model)),
     ]

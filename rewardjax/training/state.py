@@ -66,10 +66,7 @@ def gradients(loss: LossFunction, params, batch, micro_batches: int = 1) -> tupl
     """
     if micro_batches == 1:
         return _slice_gradients(loss, params, batch, None)
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if rows % micro_batches:
-        raise ValueError(f"micro_batches={micro_batches} does not divide the batch of {rows} rows")
-    cuts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    cuts = _cuts(batch, micro_batches)
     weights = jax.lax.map(
         lambda cut: {k: term.weight for k, term in loss(params, cut).terms.items()}, cuts
     )
@@ -83,6 +80,30 @@ def gradients(loss: LossFunction, params, batch, micro_batches: int = 1) -> tupl
     )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     return jax.lax.scan(add, zeros, cuts)[0]
+
+
+def in_cuts(function: Callable[[Any], Any], batch, micro_batches: int = 1) -> Any:
+    """`function(batch)`, of one cut at a time: only a cut's activations are in memory.
+
+    Args:
+      function: maps a batch to a pytree whose leaves have its leading axis, row by row.
+      batch: a pytree whose leaves have a leading batch axis.
+      micro_batches: number of equal cuts.
+
+    Raises:
+      ValueError: the batch cannot be cut into equal parts.
+    """
+    if micro_batches == 1:
+        return function(batch)
+    found = jax.lax.map(function, _cuts(batch, micro_batches))
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+
+
+def _cuts(batch, micro_batches):
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    if rows % micro_batches:
+        raise ValueError(f"micro_batches={micro_batches} does not divide the batch of {rows} rows")
+    return jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
 
 
 def _slice_gradients(loss, params, batch, weights):
