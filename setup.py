@@ -7,6 +7,7 @@ CORE = [
     "flax>=0.12.8",
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
+    "etils[epath]>=1.15",
     "chex>=0.1.92",
     "grain>=0.2.18",
     "tensorflow-datasets>=4.9.10",

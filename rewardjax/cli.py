@@ -1,4 +1,4 @@
-"""The command line: `rewardjax run | list | report | prepare | compile | launch`.
+"""The command line: `rewardjax run | list | report | prepare | evaluate | compile | launch`.
 
 Exit codes: 0 done, 1 an experiment or a disk failed, 2 a mistake in the command, 75 a service did not
 answer, 130 interrupted by Ctrl-C, 143 told to stop by SIGTERM. After the last three what was done is
@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from rewardjax import __version__, launch_cli
 from rewardjax.compilation import command
+from rewardjax.evaluation import command as protocol_command
 from rewardjax.launch import TEMPLATES
 
 if TYPE_CHECKING:
     from rewardjax.catalogue import Entry
     from rewardjax.experiment import Experiment
+    from rewardjax.paths import AnyPath
 
 # jax, matplotlib and rich are imported where they are used, so that --help answers at once.
 
@@ -47,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"rewardjax {__version__}")
     commands = parser.add_subparsers(
-        required=True, metavar="run | list | report | prepare | compile | launch"
+        required=True, metavar="run | list | report | prepare | evaluate | compile | launch"
     )
 
     run = commands.add_parser("run", help="run an experiment's arms over seeds, or go on with it")
@@ -83,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write and print the reports of finished runs")
     report.set_defaults(command=_report)
-    report.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="default: runs")
+    report.add_argument("folders", nargs="*", type=_folder, metavar="DIR", help="default: runs")
     report.add_argument("--json", action="store_true", help="print a JSON array of summaries")
 
     prepare = commands.add_parser("prepare", help="write preferences as a TFDS data set")
@@ -91,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("data", metavar="SPEC", help="hh:DIR, alpaca:DIR or jsonl:FILE")
     prepare.add_argument("name", metavar="NAME@DATA_DIR", help="the data set and TFDS's folder")
     prepare.add_argument("--on-bad-record", choices=("raise", "skip"), help="as for run")
+
+    scores = commands.add_parser(
+        "evaluate", help="apply an evaluation protocol to a file of scores"
+    )
+    scores.set_defaults(command=protocol_command.evaluate_command)
+    protocol_command.add_flags(scores)
     return parser
 
 
@@ -187,7 +195,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stopped(error: Exception, folder: Path) -> int:
+def _stopped(error: Exception, folder: "AnyPath") -> int:
     """Data or settings that cannot be used, numbers that are not finite: what, and where to look."""
     import traceback
 
@@ -265,9 +273,9 @@ def _prepare(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _run_folders(folders: Iterable[Path]) -> list[Path]:
+def _run_folders(folders: Iterable["AnyPath"]) -> list["AnyPath"]:
     """The run folders at or under the given ones: those that hold a config.json or a summary."""
-    found: dict[Path, None] = {}
+    found: dict[AnyPath, None] = {}
     for folder in folders:
         if not folder.is_dir():
             raise UsageError(f"{folder}: no such folder of runs")
@@ -336,12 +344,17 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _folder(text: str) -> Path:
-    if "://" in text:
-        raise argparse.ArgumentTypeError(
-            f"expected a folder, found {text!r}: mount it first, or use `rewardjax launch`"
-        )
-    return Path(text)
+def _folder(text: str) -> "AnyPath":
+    """A folder or an address, which is looked at once: its driver may not be installed."""
+    from rewardjax.paths import path_of
+
+    try:
+        path = path_of(text)
+        if "://" in text:
+            path.exists()
+    except (ValueError, ImportError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
 
 
 def _described(entry: "Entry", experiment: "Experiment") -> dict[str, Any]:

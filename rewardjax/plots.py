@@ -9,7 +9,6 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from rewardjax.evaluation.curves import gold_proxy_curve
+from rewardjax.paths import AnyPath
 
 # Okabe and Ito's palette: told apart by colour-blind readers, black kept for the legend.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
@@ -30,14 +30,15 @@ History = dict[str, dict[str, list[dict[float, dict[str, Any]]]]]
 Band = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
+def read_jsonl(path: AnyPath) -> list[dict[str, Any]]:
     """The objects of a JSON-lines file, each with a number under "step"; blank lines are skipped.
 
     Raises:
       ValueError: a line is not such an object; the message names file and line.
     """
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Not splitlines(): it would also cut at the line separators that a sample may hold.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -54,13 +55,13 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def seed_folders(arm: Path) -> list[Path]:
+def seed_folders(arm: AnyPath) -> list[AnyPath]:
     """The folders `seed_<n>` of an arm, in the order of n; none if the arm has no folder."""
     numbered = [path for path in arm.glob("seed_*") if path.name[len("seed_") :].isdigit()]
     return sorted(numbered, key=lambda path: int(path.name[len("seed_") :]))
 
 
-def read_history(folder: Path, arms: Sequence[str] | None = None) -> History:
+def read_history(folder: AnyPath, arms: Sequence[str] | None = None) -> History:
     """Everything logged in a run folder, by stage, arm and seed.
 
     Where a step was logged twice, as a resumed run may, the later line counts.
@@ -100,7 +101,7 @@ def logged_metrics(history: History) -> set[str]:
 
 
 def curves(
-    folder: Path, names: Sequence[str], arms: Sequence[str] | None = None
+    folder: AnyPath, names: Sequence[str], arms: Sequence[str] | None = None
 ) -> dict[str, bytes]:
     """A PNG for each metric: its mean over seeds against the step, one line an arm.
 
@@ -125,7 +126,7 @@ def curves(
     return images
 
 
-def gold_against_proxy(folder: Path, arms: Sequence[str] | None = None) -> bytes | None:
+def gold_against_proxy(folder: AnyPath, arms: Sequence[str] | None = None) -> bytes | None:
     """A PNG of gold (solid) and proxy reward (dashed) over the distance from the first policy.
 
     The distance is `sqrt(KL)`, binned as in `gold_proxy_curve`, where every arm of the stage logs

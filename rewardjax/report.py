@@ -9,10 +9,10 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from rewardjax import plots
+from rewardjax.paths import AnyPath
 from rewardjax.summary import Summary, read_summary
 from rewardjax.training.run import write_atomic
 
@@ -21,6 +21,7 @@ Samples = Mapping[str, Sequence[Mapping[str, Any]]]
 SYMBOLS = {"holds": "✔", "fails": "✘", "inconclusive": "?"}
 LONGEST_FIELD = 1500  # characters of a sample's field that are shown
 GOLD_AGAINST_PROXY = "gold against proxy"
+DEPTHS = ("", "*/", "*/*/")  # a seed's own folder, its stages' and theirs
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -41,7 +42,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid #88
 
 
 def read_samples(
-    folder: Path, arms: Sequence[str], count: int = 3
+    folder: AnyPath, arms: Sequence[str], count: int = 3
 ) -> dict[str, list[dict[str, Any]]]:
     """The first `count` samples of the last step logged, of each stage of an arm's first seed.
 
@@ -63,12 +64,12 @@ def read_samples(
     return {arm: samples for arm, samples in found.items() if samples}
 
 
-def find_pictures(folder: Path, arms: Sequence[str]) -> dict[str, dict[str, Path]]:
+def find_pictures(folder: AnyPath, arms: Sequence[str]) -> dict[str, dict[str, AnyPath]]:
     """`{arm: {name: path}}`: the pictures of each arm's first seed; arms without any left out."""
-    found: dict[str, dict[str, Path]] = {}
+    found: dict[str, dict[str, AnyPath]] = {}
     for arm in arms:
         for seed in plots.seed_folders(folder / arm)[:1]:
-            paths = sorted(seed.rglob("pictures/*.png"))
+            paths = sorted(path for depth in DEPTHS for path in seed.glob(f"{depth}pictures/*.png"))
             found[arm] = {path.stem: path for path in paths}
     return {arm: pictures for arm, pictures in found.items() if pictures}
 
@@ -154,7 +155,7 @@ def _embedded(name: str, png: bytes) -> str:
     return f'<img alt="{escape(name)}" src="data:image/png;base64,{data}">'
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: AnyPath) -> AnyPath:
     """Write report.md, report.html and the curves' PNGs beside a run's `summary.json`.
 
     Args:
@@ -184,11 +185,11 @@ def write_report(folder: Path) -> Path:
     beside = _each(found, lambda path: path.relative_to(folder).as_posix())
     write_atomic(folder / "report.md", markdown(summary, paths, samples, beside))
     page = folder / "report.html"
-    write_atomic(page, html(summary, images, samples, _each(found, Path.read_bytes)))
+    write_atomic(page, html(summary, images, samples, _each(found, lambda path: path.read_bytes())))
     return page
 
 
-def _each(pictures: Mapping[str, Mapping[str, Path]], read: Callable[[Path], Any]):
+def _each(pictures: Mapping[str, Mapping[str, AnyPath]], read: Callable[[AnyPath], Any]):
     return {
         arm: {name: read(path) for name, path in paths.items()} for arm, paths in pictures.items()
     }

@@ -25,6 +25,7 @@ import jax
 from rewardjax.catalogue import Entry
 from rewardjax.experiment import Experiment
 from rewardjax.overrides import differences, to_dict
+from rewardjax.paths import AnyPath
 from rewardjax.report import write_report
 from rewardjax.summary import Summary, summarise
 from rewardjax.training.cohort import Seat, side_by_side
@@ -53,7 +54,7 @@ class StorageError(RuntimeError):
     """A file could not be written: the disk is full, or may not be written to."""
 
 
-def run_folder(entry: Entry, scale: str, workdir: Path) -> Path:
+def run_folder(entry: Entry, scale: str, workdir: AnyPath) -> AnyPath:
     """Where a run of an experiment is kept."""
     return workdir / entry.slug / scale
 
@@ -65,7 +66,7 @@ def run(
     scale: str,
     arms: Sequence[str],
     seeds: Sequence[int],
-    workdir: Path,
+    workdir: AnyPath,
     observer: Observer,
     record: bool = False,
     together: bool | None = None,
@@ -147,7 +148,7 @@ def environment(folder: Path) -> dict[str, Any]:
     }
 
 
-def _check_config(folder: Path, settings: Mapping[str, Any]) -> None:
+def _check_config(folder: AnyPath, settings: Mapping[str, Any]) -> None:
     path = folder / "config.json"
     if not path.exists():
         return
@@ -172,7 +173,7 @@ def _run_seeds(
     config: Any,
     arms: Sequence[str],
     seeds: Sequence[int],
-    folder: Path,
+    folder: AnyPath,
     observer: Observer,
 ) -> None:
     prepare: Any = None
@@ -202,7 +203,7 @@ def _run_together(
     config: Any,
     arms: Sequence[str],
     seeds: Sequence[int],
-    folder: Path,
+    folder: AnyPath,
     observer: Observer,
 ) -> None:
     """As `_run_seeds`, with arms as the outer loop: the seeds of an arm run side by side."""
@@ -238,7 +239,7 @@ def _make_room() -> None:
 
 
 def _prepare(
-    prepare: Any, seed: int, folder: Path, observer: Observer, seat: Seat | None = None
+    prepare: Any, seed: int, folder: AnyPath, observer: Observer, seat: Seat | None = None
 ) -> Any:
     # A key of its own: an arm that draws from the seed's key must not repeat these draws.
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"prepare"))
@@ -255,7 +256,7 @@ def _run_seed(
     arm: str,
     seed: int,
     shared: Any,
-    folder: Path,
+    folder: AnyPath,
     observer: Observer,
     seat: Seat | None = None,
 ) -> None:
@@ -294,7 +295,7 @@ def _summarise(
     entry: Entry,
     scale: str,
     seeds: Sequence[int],
-    folder: Path,
+    folder: AnyPath,
     surroundings: Mapping[str, Any],
 ) -> Summary:
     values: dict[str, dict[str, list[float | None]]] = {}
@@ -347,11 +348,11 @@ def _warnings(experiment: Experiment, summary: Summary, record: bool) -> list[st
     return messages
 
 
-def _seed_folder(folder: Path, arm: str, seed: int) -> Path:
+def _seed_folder(folder: AnyPath, arm: str, seed: int) -> AnyPath:
     return folder / arm / f"seed_{seed}"
 
 
-def _read_result(place: Path) -> dict[str, Any] | None:
+def _read_result(place: AnyPath) -> dict[str, Any] | None:
     """A finished seed's result; None if it is not finished. All processes see the same."""
     path = place / "result.json"
     text = from_first(path.read_text(encoding="utf-8") if is_first() and path.exists() else None)
@@ -367,7 +368,7 @@ def _read_result(place: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: AnyPath, content: Mapping[str, Any]) -> None:
     write_atomic(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

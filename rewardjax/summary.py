@@ -3,11 +3,11 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rewardjax import verdicts
 from rewardjax.experiment import Experiment
+from rewardjax.paths import AnyPath
 
 Summary = dict[str, Any]
 
@@ -81,7 +81,7 @@ def summarise(
     }
 
 
-def read_summary(path: Path) -> Summary:
+def read_summary(path: AnyPath) -> Summary:
     """A `summary.json`, checked for what a report needs.
 
     Raises:

@@ -10,9 +10,12 @@ from rewardjax.data.formats import open_preferences
 from rewardjax.data.records import Preference
 from rewardjax.data.sources import (
     ArraySource,
+    DivisibleSource,
     GrainSource,
+    RecordSource,
     bucketed_preferences,
     evaluation_batches,
+    padded_preferences,
 )
 from rewardjax.data.tokenizers import CharTokenizer, SentencePieceTokenizer
 
@@ -85,6 +88,43 @@ def test_array_source_refuses():
     for state in ({"step": -1}, {"next_index": 3}, {"step": 1, "epoch": 2}):
         with pytest.raises(ValueError, match="state: expected"):
             ArraySource(arrays(5), 2, seed=0).restore(state)
+
+
+def test_processes_read_their_own_rows_of_the_same_batches():
+    read = {"whole": [], "even": [], "odd": []}
+
+    def source_of(name):
+        dataset = grain.MapDataset.range(11).map(lambda i: read[name].append(i) or i)
+        return RecordSource(dataset, lambda chosen: {"x": np.array(chosen)}, 4, seed=2)
+
+    sources = {name: source_of(name) for name in read}
+    for _ in range(5):
+        whole = sources["whole"].next()
+        even = sources["even"].next_rows(np.array([0, 2]))
+        odd = sources["odd"].next_rows(np.array([1, 3]))
+        np.testing.assert_array_equal(whole["x"], np.stack([even["x"], odd["x"]], 1).ravel())
+    # 20 records in all, of which each of the two looked up ten.
+    assert {name: len(found) for name, found in read.items()} == {
+        "whole": 20,
+        "even": 10,
+        "odd": 10,
+    }
+    # All are at the same place, so that any of them goes on from another's.
+    assert sources["whole"].state() == sources["even"].state() == sources["odd"].state()
+    np.testing.assert_array_equal(read["whole"][:4], ArraySource(arrays(11), 4, 2).next()["x"])
+    assert isinstance(sources["whole"], DivisibleSource)
+    assert not isinstance(GrainSource(grain.MapDataset.range(4).batch(2), True), DivisibleSource)
+
+
+def test_padded_preferences_are_tokenized_as_they_are_needed():
+    records = numbered([1, 3, 2, 4, 5])
+    whole = ArraySource(preference_arrays(records, LETTERS, 8), 2, seed=1)
+    lazy = padded_preferences(records, LETTERS, 2, seed=1, length=8)
+    for _ in range(4):
+        jax.tree.map(np.testing.assert_array_equal, lazy.next(), whole.next())
+    short = padded_preferences(records, LETTERS, 5, seed=1, length=6)
+    with pytest.raises(ValueError, match="expected a response of at most 4 tokens, found 5"):
+        short.next()
 
 
 @pytest.mark.parametrize("streaming", [False, True])

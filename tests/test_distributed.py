@@ -18,7 +18,7 @@ import pytest
 from rewardjax.cli import main
 from rewardjax.recipes.supervised import Supervised
 from rewardjax.training.run import Run
-from rewardjax.training.sharding import MeshConfig, make_mesh
+from rewardjax.training.sharding import MeshConfig, make_mesh, rows_on
 
 ROOT = Path(__file__).parents[1]
 
@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewardjax.data.sources import ArraySource
+from rewardjax.data.sources import RecordSource
 from rewardjax.experiment import Arm, Experiment, Paper
 from rewardjax.losses import Loss
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
@@ -61,18 +61,26 @@ def wait_at(name):
         time.sleep(30)
 
 
-class Waiting(ArraySource):
-    def next(self):
+class Waiting(RecordSource):
+    """The data in batches of 8. In each process's READ it keeps how many records were made into rows."""
+
+    def __init__(self, seed):
+        x = np.random.default_rng(0).normal(size=(24, 16)).astype(np.float32)
+        super().__init__(x, self.make, 8, seed)
+        self.made = 0
+
+    def make(self, records):
+        self.made += len(records)
+        if "READ" in os.environ:
+            Path(os.environ["READ"]).write_text(str(self.made))
+        x = np.stack(records)
+        return {"x": x, "y": np.sin(x[:, 0] + x[:, 1])}
+
+    def next_rows(self, rows):
         wait_at(f"step_{self.state()['step']}")
         # A moment in which a signal that has been sent arrives.
         time.sleep(float(os.environ.get("SLOW", "0")))
-        return super().next()
-
-
-def data():
-    draw = np.random.default_rng(0)
-    x = draw.normal(size=(24, 16)).astype(np.float32)
-    return {"x": x, "y": np.sin(x[:, 0] + x[:, 1])}
+        return super().next_rows(rows)
 
 
 def init(key):
@@ -98,7 +106,7 @@ def train(config):
     made = program(config)
 
     def run_seed(run, shared):
-        made.run(run, source=Waiting(data(), 8, run.seed))
+        made.run(run, source=Waiting(run.seed))
         return {"loss": run.history("loss")[-1]}
 
     return run_seed
@@ -112,7 +120,13 @@ EXPERIMENT = Experiment(
     first_seeds=1,
 )
 '''
-MESH = ("--set", "training.mesh.data=2", "--set", "training.mesh.fsdp=4")
+
+
+def mesh_of(**axes):
+    return [word for name in axes for word in ("--set", f"training.mesh.{name}={axes[name]}")]
+
+
+MESH = mesh_of(data=2, fsdp=4)
 SEED = Path("toy", "mini", "rm", "seed_0")
 
 
@@ -176,8 +190,8 @@ def losses_of(workdir):
     return np.array([json.loads(line)["loss"] for line in logged(workdir).splitlines()])
 
 
-def pair(place, workdir, **variables):
-    """Two processes with four virtual devices each."""
+def pair(place, workdir, mesh=MESH, **variables):
+    """Two processes with four virtual devices each; each tells how many records it read."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
@@ -188,7 +202,12 @@ def pair(place, workdir, **variables):
         "JAX_NUM_CPU_DEVICES": "4",
         **variables,
     }
-    return [start(place, workdir, *MESH, REWARDJAX_PROCESS=str(i), **common) for i in range(2)]
+    own = [{"REWARDJAX_PROCESS": str(i), "READ": f"{workdir}/read_{i}"} for i in range(2)]
+    return [start(place, workdir, *mesh, **variables, **common) for variables in own]
+
+
+def records_read(workdir):
+    return [int((workdir / f"read_{i}").read_text()) for i in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +258,16 @@ def test_two_processes_train_as_one(one_process, two_processes):
     np.testing.assert_allclose(losses_of(two_processes), losses_of(one_process), rtol=1e-5)
     # Only one of them wrote: no line is there twice.
     assert len((two_processes / SEED / "perf.jsonl").read_text().splitlines()) == 20
+    # Of the 20 batches of 8 each process read its own rows.
+    assert records_read(two_processes) == [80, 80]
+
+
+def test_processes_that_share_all_rows_read_them_all(place, one_process):
+    workdir = place / "tensor"
+    for process in pair(place, workdir, mesh_of(tensor=8)):
+        end(process)
+    np.testing.assert_allclose(losses_of(workdir), losses_of(one_process), rtol=1e-5)
+    assert records_read(workdir) == [160, 160]
 
 
 def test_a_killed_process_and_both_restarted(place, two_processes):
@@ -258,7 +287,9 @@ def test_a_killed_process_and_both_restarted(place, two_processes):
     assert logged(workdir) == logged(two_processes)
 
 
-def test_if_one_process_is_told_both_stop_at_the_same_step(place, two_processes):
+def test_if_one_process_is_told_both_stop_and_one_alone_goes_on(
+    place, here, one_process, two_processes
+):
     workdir = place / "one_told"
     first, second = pair(place, workdir, SLOW="0.1")
     until((workdir / SEED / "checkpoints" / "5").exists, second)
@@ -270,6 +301,9 @@ def test_if_one_process_is_told_both_stop_at_the_same_step(place, two_processes)
     assert (workdir / SEED / "checkpoints" / str(done)).is_dir()
     whole = logged(two_processes).splitlines()
     assert logged(workdir).splitlines() == whole[:done]
+    # The place in the data does not depend on how many read it.
+    assert here(workdir, *MESH) == 0
+    np.testing.assert_allclose(losses_of(workdir), losses_of(one_process), rtol=1e-5)
 
 
 def test_a_checkpoint_of_two_processes_restores_on_other_meshes(place, one_process, two_processes):
@@ -289,8 +323,7 @@ def test_a_checkpoint_of_two_processes_restores_on_other_meshes(place, one_proce
         ]
         made = module.program(override(experiment.scales["mini"], mesh))
         with Run(folder, 0) as run:
-            source_of = module.Waiting(module.data(), 8, 0)
-            state = made.run(run, source=source_of)
+            state = made.run(run, source=module.Waiting(0))
         assert int(state.step) == 20
         return jax.device_get(state)
 
@@ -298,6 +331,18 @@ def test_a_checkpoint_of_two_processes_restores_on_other_meshes(place, one_proce
     chex.assert_trees_all_equal(restored(two_processes, 2, 2, 2), expected)
     chex.assert_trees_all_equal(restored(two_processes, 1, 1, 1), expected)
     chex.assert_trees_all_close(restored(one_process, 1, 1, 1), expected, atol=2e-5)
+
+
+def test_rows_on_some_of_a_meshs_devices():
+    devices = jax.devices()
+    over_rows, mixed = make_mesh(MeshConfig(2, 4, 1)), make_mesh(MeshConfig(2, 1, 4))
+    assert rows_on(over_rows, 16, devices[:4]).tolist() == list(range(8))
+    assert rows_on(over_rows, 16, devices[1::4]).tolist() == [2, 3, 10, 11]
+    assert rows_on(mixed, 16, devices[2:4]).tolist() == list(range(8))
+    assert rows_on(mixed, 16, devices[2:6]).tolist() == list(range(16))
+    assert rows_on(make_mesh(MeshConfig(1, 1, 8)), 3, devices[:4]).tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="12"):
+        rows_on(over_rows, 12, devices)
 
 
 def test_a_mesh_that_leaves_out_devices_of_a_process(monkeypatch):

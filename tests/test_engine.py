@@ -15,6 +15,7 @@ from rewardjax.models.vision import VisionConfig, VisionLanguageModel
 from rewardjax.sampling import engine
 from rewardjax.sampling import generate as generation
 from rewardjax.sampling.language_policy import LanguagePolicy
+from rewardjax.training.sharding import MeshConfig, make_mesh, state_shardings
 from rewardjax.trajectory import Prompts
 
 STATIC = ("max_new", "stop", "group_size", "temperature", "top_k", "top_p", "pad_id")
@@ -200,6 +201,51 @@ def test_sequences_have_the_models_probabilities():
 def test_a_policy_with_slots_rolls_out_through_the_engine(sampled):
     policy = LanguagePolicy(MODEL, NEW, STOP, 4, temperature=2.0, top_k=6, top_p=0.97, slots=3)
     assert_same(jax.jit(policy.rollout)(PARAMS, PROMPTS, jax.random.key(1)), sampled)
+
+
+@pytest.mark.parametrize(("axes", "reductions"), [((2, 4, 1), False), ((2, 2, 2), True)])
+def test_shards_of_a_mesh_write_the_same_each_for_itself(axes, reductions):
+    """Eight prompts on eight devices, whose rows lie on eight shards or on four of two devices."""
+    model, params = model_of(vocab=10, kv_heads=2)
+    tokens = jnp.tile(TOKENS, (3, 1))[:8].at[:, 1].set(jnp.arange(8) + 1)
+    valid = jnp.tile(VALID, (3, 1))[:8]
+    order = jnp.array(np.random.default_rng(0).permutation(16))
+    limits = jnp.arange(16) % NEW + 1
+
+    def run(params):
+        prompts = Prompts(tokens, valid, {"id": jnp.arange(8)})
+        return engine.generate_continuous(
+            model,
+            params,
+            prompts,
+            jax.random.key(5),
+            slots=8,
+            max_new=NEW,
+            stop=STOP,
+            group_size=2,
+            temperature=2.0,
+            order=order,
+            limits=limits,
+            prefill_rows=4,
+        )
+
+    expected = jax.jit(run)(params)
+    mesh = make_mesh(MeshConfig(*axes))
+    boxed = jax.eval_shape(model.boxed_init, jax.random.key(0))
+    with jax.set_mesh(mesh):
+        program = jax.jit(run).lower(jax.device_put(params, state_shardings(mesh, boxed))).compile()
+        found = program(jax.device_put(params, state_shardings(mesh, boxed)))
+    assert_same(found, expected)
+    assert len(set(np.asarray(expected.lengths).tolist())) > 3
+    first_rows = {shard.index[0].start for shard in found.tokens.addressable_shards}
+    assert len(first_rows) == axes[0] * axes[1]
+    # Only where devices share a row's weights have they anything to tell each other.
+    assert ("all-reduce" in program.as_text()) == reductions
+
+
+def test_prompts_that_shards_cannot_share_out_are_decoded_by_all(sampled):
+    with jax.set_mesh(make_mesh(MeshConfig(2, 4, 1))):
+        assert_same(sample(MODEL, PARAMS), sampled)
 
 
 @pytest.mark.parametrize(

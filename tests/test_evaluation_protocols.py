@@ -142,6 +142,16 @@ def test_calibration_and_best_of_n_files(tmp_path):
     assert found["oracle@2"] == pytest.approx((6 + 6 + 3) / 3)
 
 
+def test_systems_are_ranked(tmp_path):
+    games = [("a", "b", 1)] * 30 + [("b", "a", 1)] * 10 + [("b", "c", 0.75)] * 40
+    rows = [{"first": x, "second": y, "score": score} for x, y, score in games]
+    found = evaluate("ranking", write(tmp_path / "r.jsonl", rows))
+    assert [name for name in found if "_" not in name] == ["a", "b", "c"]
+    # Odds of 3 to 1 are 400 log10(3) points.
+    assert found["a"] - found["b"] == pytest.approx(400 * np.log10(3), rel=0.03)
+    assert found["a_low"] < found["a"] < found["a_high"]
+
+
 def test_probing_reads_splits_and_labels(tmp_path):
     pytest.importorskip("sklearn")
     rows = [

@@ -128,3 +128,29 @@ def test_plackett_luce_of_two_is_bradley_terry(difference):
         rtol=1e-5,
         atol=1e-6,
     )
+
+
+def test_logit_regression_by_hand():
+    p = jnp.array([0.75, 0.5, 1.0, 0.0])
+    difference = jnp.array([np.log(3.0) + 2.0, -1.0, np.log(99.0), -np.log(99.0)])
+    found = losses.logit_regression(difference, p, smallest=0.01)
+    np.testing.assert_allclose(found, [4.0, 1.0, 0.0, 0.0], atol=1e-4)
+
+
+@FEW
+@given(differences, st.floats(0, 1))
+def test_logit_regression_is_symmetric_in_the_responses(difference, probability):
+    p = jnp.full(4, probability)
+    np.testing.assert_allclose(
+        losses.logit_regression(difference, p),
+        losses.logit_regression(-difference, 1 - p),
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
+def test_logit_regression_of_dpos_margin_is_ipo_where_the_logit_is_one_half():
+    ratios = jnp.array([0.3, -2.0])
+    p = jax.nn.sigmoid(jnp.full(2, 0.5))
+    found = losses.logit_regression(0.2 * ratios, p)
+    np.testing.assert_allclose(found, 0.2**2 * losses.ipo(ratios, 0.2), rtol=1e-5)

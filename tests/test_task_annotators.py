@@ -91,3 +91,13 @@ def test_bad_arguments_are_named():
         annotators.compare_with_magnitude(key, a, b, bins=(0.5,))
     with pytest.raises(ValueError, match="low: expected less than high = 4, found 4"):
         annotators.rate(key, a, low=4)
+
+
+def test_votes_of_a_group():
+    utility = jnp.array([[0.0, np.log(3.0), 9.0]])
+    votes = np.asarray(annotators.vote(jax.random.key(0), utility, 2000, annotators.compare))
+    assert votes.shape == (1, 3, 3)
+    np.testing.assert_array_equal(votes + votes.transpose(0, 2, 1), [2000 * (1 - np.eye(3))])
+    # 0.0097 of standard error
+    np.testing.assert_allclose(votes[0, 1, 0] / 2000, 0.75, atol=0.03)
+    assert votes[0, 2, 0] > 1990

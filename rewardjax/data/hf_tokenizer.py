@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rewardjax.data.chat import ChatTemplate, Message
+from rewardjax.data.jsonl import read_json
 from rewardjax.data.tokenizers import check_ids
 
 BERT_MARKERS = {
@@ -88,8 +89,11 @@ class HFTokenizer:
           ImportError: as for the class.
         """
         folder = Path(folder)
-        config = _read(folder / "tokenizer_config.json")
-        found = {**_read(folder / "special_tokens_map.json"), **config}
+        config, markers = (
+            read_json(path) if path.is_file() else {}
+            for path in (folder / "tokenizer_config.json", folder / "special_tokens_map.json")
+        )
+        found = {**markers, **config}
         path = folder / "tokenizer.json"
         if path.is_file():
             definition = path.read_text(encoding="utf-8")
@@ -247,15 +251,3 @@ def _library() -> Any:
 
 def _marker(value: Any) -> Any:
     return value.get("content") if isinstance(value, Mapping) else value
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: expected an object, found {type(found).__name__}")
-    return found

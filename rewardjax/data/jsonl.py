@@ -1,4 +1,4 @@
-"""JSON lines, plain or gzip-compressed, read into records."""
+"""JSON lines, plain or gzip-compressed, read into records; and small files of JSON."""
 
 import dataclasses
 import difflib
@@ -44,6 +44,25 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except BadRecord as error:
             raise error.at(str(path), number) from error
         yield number, row
+
+
+def read_json(path: Path, kind: type = dict) -> Any:
+    """The one value in a file of JSON.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: the file is not JSON, or holds another kind of value: an object is a dict, an array a list.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected {path.name}, found no such file")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON ({error})") from error
+    if not isinstance(value, kind):
+        wanted = "an object" if kind is dict else f"a {kind.__name__}"
+        raise ValueError(f"{path}: expected {wanted}, found {type(value).__name__}")
+    return value
 
 
 def load(

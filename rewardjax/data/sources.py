@@ -1,17 +1,19 @@
 """Where a training loop gets its batches: endless, and resumable to the batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, SupportsIndex, runtime_checkable
 
 import grain
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from rewardjax.data.batching import (
     OnLong,
     bucket_of,
     check_same_count,
     encode_preference,
+    preference_arrays,
     stack_preferences,
 )
 from rewardjax.data.records import Preference
@@ -42,41 +44,82 @@ class Source(Protocol):
         """Goes on from a state: the next batch is the one that followed it."""
 
 
-class ArraySource:
-    """Batches of rows of arrays in memory, in a new order each epoch.
+@runtime_checkable
+class DivisibleSource(Source, Protocol):
+    """A source of which each of several processes reads its own rows of every batch.
+
+    Which batch comes next, and the state, must not depend on the rows that were asked for: the
+    processes stay in step, and a run goes on in another number of them. A source that is not
+    divisible is read whole by every process.
+
+    Attributes:
+      batch_size: rows of a whole batch.
+    """
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a whole batch."""
+
+    def next_rows(self, rows: Int[np.ndarray, "rows"]) -> Batch:
+        """These rows of the next batch, alone; the next call gives of the batch after it."""
+
+
+@runtime_checkable
+class Records(Protocol):
+    """Random access: a list, a grain `MapDataset` with an end, a data set in ArrayRecord files."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: SupportsIndex, /) -> Any: ...
+
+
+class RecordSource:
+    """Batches made of records as they are needed, in a new order each epoch.
 
     The order depends on the seed and the epoch alone, so that the state is one number. Each epoch
-    leaves out the rows of its order that would not fill a batch (other rows each time).
+    leaves out the records of its order that would not fill a batch (others each time).
 
     Args:
-      arrays: a pytree of arrays with equally many rows.
-      batch_size: rows a batch.
+      records: what batches are made of; only those of a batch, or of this process's rows of it, are
+        looked up.
+      make: some of the records to their rows of a batch, which do not depend on the other rows.
+      batch_size: records a batch.
       seed: decides the orders.
-      shuffle: False keeps the rows in their own order in every epoch.
+      shuffle: False keeps the records in their own order in every epoch.
 
     Raises:
-      ValueError: no arrays, numbers of rows that differ, a batch larger than the data.
+      ValueError: a batch larger than the data.
     """
 
     uniform = True
 
-    def __init__(self, arrays: Batch, batch_size: int, seed: int, shuffle: bool = True):
-        self._arrays = jax.tree.map(np.asarray, arrays)
-        self._rows = _row_count(self._arrays)
-        _check_batch_size(batch_size, self._rows)
-        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
+    def __init__(
+        self,
+        records: Records,
+        make: Callable[[list[Any]], Batch],
+        batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+    ):
+        _check_batch_size(batch_size, len(records))
+        self._records, self._make = records, make
+        self.batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
         self._step = 0
-        self._epoch, self._order = -1, np.arange(self._rows)
+        self._epoch, self._order = -1, np.arange(len(records))
 
     def next(self) -> Batch:
-        """The next batch: each array's rows, `[batch_size, ...]`."""
-        epoch, batch = divmod(self._step, self._rows // self._batch_size)
+        """The next batch: arrays `[batch_size, ...]`."""
+        return self.next_rows(np.arange(self.batch_size))
+
+    def next_rows(self, rows: Int[np.ndarray, "rows"]) -> Batch:
+        """These rows of the next batch: arrays `[rows, ...]`."""
+        epoch, batch = divmod(self._step, len(self._records) // self.batch_size)
         if self._shuffle and epoch != self._epoch:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._rows)
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(len(self._order))
             self._epoch = epoch
-        chosen = self._order[batch * self._batch_size : (batch + 1) * self._batch_size]
         self._step += 1
-        return jax.tree.map(lambda array: array[chosen], self._arrays)
+        chosen = self._order[batch * self.batch_size + rows]
+        return self._make([self._records[i] for i in chosen.tolist()])
 
     def state(self) -> dict[str, Any]:
         """How many batches were given: `{"step": n}`."""
@@ -94,8 +137,28 @@ class ArraySource:
         self._step = step
 
 
+class ArraySource(RecordSource):
+    """Batches of rows of arrays in memory: a `RecordSource` whose records are the rows' numbers.
+
+    Args:
+      arrays: a pytree of arrays with equally many rows.
+      batch_size, seed, shuffle: as for `RecordSource`.
+
+    Raises:
+      ValueError: no arrays, numbers of rows that differ, a batch larger than the data.
+    """
+
+    def __init__(self, arrays: Batch, batch_size: int, seed: int, shuffle: bool = True):
+        arrays = jax.tree.map(np.asarray, arrays)
+
+        def make(rows: list[int]) -> Batch:
+            return jax.tree.map(lambda array: array[rows], arrays)
+
+        super().__init__(range(_row_count(arrays)), make, batch_size, seed, shuffle)
+
+
 class GrainSource:
-    """Batches of a grain data set.
+    """Batches of a grain data set. It is not divisible: grain makes a batch as a whole.
 
     Args:
       dataset: yields batches. It should be endless (`repeat()`).
@@ -126,6 +189,35 @@ class GrainSource:
     def restore(self, state: Mapping[str, Any]) -> None:
         """Sets the iterator's state, which must come from an equal data set."""
         self._iterator.set_state(dict(state))
+
+
+def padded_preferences(
+    records: Records,
+    tokenizer: Tokenizer,
+    batch_size: int,
+    seed: int,
+    length: int,
+    on_long: OnLong = "error",
+) -> RecordSource:
+    """The batches of an `ArraySource` of `preference_arrays`, read and tokenized as they are needed.
+
+    Args:
+      records: `Preference`s that all have the same number K of responses.
+      tokenizer: encodes prompts and responses.
+      batch_size: records a batch.
+      seed: decides the orders.
+      length: tokens to pad every sequence to.
+      on_long: as for `encode_pair`, with `length` as the context.
+
+    Raises:
+      ValueError: fewer records than a batch. Numbers of responses that differ and a sequence too
+        long are found when their batch is made.
+    """
+
+    def make(chosen: list[Preference]) -> Batch:
+        return preference_arrays(chosen, tokenizer, length, on_long)
+
+    return RecordSource(records, make, batch_size, seed)
 
 
 def bucketed_preferences(

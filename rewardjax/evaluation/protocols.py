@@ -18,6 +18,7 @@ from rewardjax.evaluation.best_of_n import best_of_n_curve
 from rewardjax.evaluation.bootstrap import bootstrap_interval
 from rewardjax.evaluation.calibration import brier, expected_calibration_error
 from rewardjax.evaluation.probing import probe
+from rewardjax.evaluation.rankings import elo_ratings
 from rewardjax.evaluation.reward_bench import Item, reward_bench_2
 
 Row = Mapping[str, Any]
@@ -116,6 +117,23 @@ def reward_bench(rows: Sequence[dict[str, Any]]) -> Figures:
         )
         for row in rows
     )
+
+
+def ranking(rows: Sequence[dict[str, Any]]) -> Figures:
+    """Elo ratings of the players (systems) of pairwise games, with 95% intervals, best first."""
+    names = sorted({row[side] for row in rows for side in ("first", "second")})
+    number = {name: index for index, name in enumerate(names)}
+    first, second = (np.array([number[row[side]] for row in rows]) for side in ("first", "second"))
+    found = elo_ratings(first, second, _columns(rows, "score")[0], len(names))
+    figures: Figures = {}
+    for index in np.argsort(-found.rating):
+        name = names[index]
+        figures[name] = float(found.rating[index])
+        figures |= {
+            f"{name}_low": float(found.low[index]),
+            f"{name}_high": float(found.high[index]),
+        }
+    return figures
 
 
 def probing(rows: Sequence[dict[str, Any]]) -> Figures:
@@ -221,6 +239,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
     ),
     "calibration": Protocol({"probability": _share, "outcome": _share}, calibration),
     "best-of-n": Protocol({"proxy": _numbers, "gold": _numbers}, best_of_n),
+    "ranking": Protocol({"first": _text, "second": _text, "score": _share}, ranking),
     "probing": Protocol(
         {
             "features": _numbers,

@@ -47,6 +47,26 @@ def ipo(difference: Float[Array, "batch"], beta: Scalar) -> Float[Array, "batch"
     return (difference - 1.0 / (2.0 * beta)) ** 2
 
 
+def logit_regression(
+    difference: Float[Array, "batch"],
+    probability: Float[Array, "batch"],
+    *,
+    smallest: float = 1e-3,
+) -> Float[Array, "batch"]:
+    """`(d - logit p)^2`: the difference that says how probable the preference is, and no more.
+
+    iREPO (arXiv:2405.15230) on `beta` times two log-ratios; its minimum is Bradley-Terry's for the label p,
+    with the same pull however certain the label is.
+
+    Args:
+      difference: the first response's score less the second's, d.
+      probability: p, how probably the first is preferred; kept within `smallest` of 0 and 1.
+      smallest: above 0, below 1/2.
+    """
+    p = jnp.clip(probability, smallest, 1.0 - smallest)
+    return (difference - (jnp.log(p) - jnp.log1p(-p))) ** 2
+
+
 def log_ratio(
     logprobs: Float[Array, "*batch time"],
     reference_logprobs: Float[Array, "*batch time"],
@@ -130,3 +150,22 @@ def plackett_luce(
     ordered = jnp.take_along_axis(scores, ranking, axis=-1)
     remaining = jax.lax.cumlogsumexp(ordered, axis=1, reverse=True)
     return jnp.sum(remaining - ordered, axis=-1)
+
+
+def listwise_cross_entropy(
+    scores: Float[Array, "batch responses"],
+    best: Int[Array, "batch"],
+    present: Bool[Array, "batch responses"] | None = None,
+) -> Float[Array, "batch"]:
+    """`-log softmax(scores)[best]`, the first place of `plackett_luce`: who is best, not in what order.
+
+    Two responses give Bradley-Terry.
+
+    Args:
+      scores: one score a response.
+      best: index of the best response, which has to be present.
+      present: off where a row has no such response; all without it.
+    """
+    present = jnp.ones(scores.shape, bool) if present is None else present
+    chosen = jnp.take_along_axis(scores, best[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(scores, axis=-1, where=present) - chosen

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rewardjax.data.jsonl import read_json
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 FLOATS = ("F32", "BF16", "F16", "F64")
@@ -21,24 +23,6 @@ def _safetensors(module: str) -> Any:
         raise ImportError(
             "published checkpoints need the safetensors library: pip install 'rewardjax[hf]'"
         ) from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: the file is not JSON, or holds something else than an object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a checkpoint's {path.name}, found no such file")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def open_tensors(folder: str | Path) -> dict[str, Any]:

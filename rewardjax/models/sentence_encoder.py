@@ -7,7 +7,6 @@ Read are folders of the sentence-transformers library (arXiv:1908.10084) around 
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,10 @@ from jaxtyping import Float
 
 from rewardjax.data.batching import pad
 from rewardjax.data.hf_tokenizer import HFTokenizer
+from rewardjax.data.jsonl import read_json
 from rewardjax.data.tokenizers import Tokenizer
 from rewardjax.models.encoder import EncoderConfig, Pooling, SentenceEncoder
+from rewardjax.models.safetensors_io import check_tensors, open_tensors
 
 SIZES = {
     "vocab": "vocab_size",
@@ -72,9 +73,7 @@ def read_config(folder: str | Path) -> EncoderConfig:
     """
     folder = Path(folder)
     path = folder / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a model's config.json, found no such file")
-    fields = _read(path)
+    fields = read_json(path)
     lacking = [name for name in ("model_type", *SIZES.values()) if name not in fields]
     if lacking:
         raise ValueError(f"{path}: expected the fields {lacking}, found none of that name")
@@ -94,31 +93,25 @@ def load_sentence_encoder(folder: str | Path) -> tuple[SentenceEncoder, Any]:
     """The encoder of a folder and its parameters: a pytree of float32 arrays.
 
     Raises:
-      FileNotFoundError: `config.json` or `model.safetensors` is not there.
+      FileNotFoundError: `config.json` or the file of tensors is not there.
       ValueError: `config.json` asks for another architecture, or the checkpoint lacks tensors, has
-        others, or has them in another shape: all of them are named.
+        others, or has them in another shape: these are named.
       ImportError: safetensors is not installed.
     """
-    try:
-        from safetensors import SafetensorError, safe_open
-    except ImportError as error:
-        raise ImportError("checkpoints need safetensors: pip install 'rewardjax[hf]'") from error
+    found = {name: x for name, x in open_tensors(folder).items() if name not in UNUSED}
     model = SentenceEncoder(read_config(folder))
-    path = Path(folder) / "model.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected the weights, found no such file")
     places = traverse_util.flatten_dict(jax.eval_shape(model.init, jax.random.key(0)))
-    try:
-        with safe_open(path, framework="np") as file:
-            names = file.keys()
-            _check(path, {name: file.get_slice(name).get_shape() for name in names}, places)
-            tensors = {place: file.get_tensor(tensor_name(place)) for place in places}
-    except SafetensorError as error:
-        raise ValueError(f"{path}: expected a safetensors file ({error})") from error
-    arrays = {
-        place: jax.numpy.asarray(tensor.T if place[-1] == "kernel" else tensor, "float32")
-        for place, tensor in tensors.items()
+    # A kernel is the transpose of what PyTorch calls a layer's weight.
+    turned = {place: place[-1] == "kernel" for place in places}
+    expected = {
+        tensor_name(place): x.shape[::-1] if turned[place] else x.shape
+        for place, x in places.items()
     }
+    check_tensors(folder, found, expected)
+    arrays = {}
+    for place in places:
+        tensor = found[tensor_name(place)][:]
+        arrays[place] = jax.numpy.asarray(tensor.T if turned[place] else tensor, "float32")
     return model, traverse_util.unflatten_dict(arrays)
 
 
@@ -145,7 +138,7 @@ class TextEmbedder:
         """
         model, params = load_sentence_encoder(folder)
         path = Path(folder) / "sentence_bert_config.json"
-        longest = _read(path).get("max_seq_length") if path.is_file() else None
+        longest = read_json(path).get("max_seq_length") if path.is_file() else None
         length = min(longest or model.config.context, model.config.context)
         return cls(model, params, HFTokenizer.load(folder), length)
 
@@ -177,18 +170,12 @@ class TextEmbedder:
         return found
 
 
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON ({error})") from error
-
-
 def _read_modules(folder: Path) -> tuple[Pooling, bool]:
     path = folder / "modules.json"
     if not path.is_file():
         return "mean", True
-    modules = {module["type"].rpartition(".")[2]: module["path"] for module in _read(path)}
+    found = read_json(path, list)
+    modules = {module["type"].rpartition(".")[2]: module["path"] for module in found}
     for kind in modules:
         if kind not in ("Transformer", "Pooling", "Normalize"):
             raise ValueError(
@@ -201,7 +188,7 @@ def _read_modules(folder: Path) -> tuple[Pooling, bool]:
 
 
 def _read_pooling(path: Path) -> Pooling:
-    fields = _read(path)
+    fields = read_json(path)
     named = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     modes = [
         named.get(name, name)
@@ -214,22 +201,3 @@ def _read_pooling(path: Path) -> Pooling:
     if modes == ["cls"]:
         return "first"
     raise ValueError(f"{path}: pooling_mode: expected one of mean and cls, found {modes}")
-
-
-def _check(path: Path, found: dict[str, list[int]], places: dict[tuple, Any]) -> None:
-    shapes = {
-        tensor_name(place): list(x.shape[::-1] if place[-1] == "kernel" else x.shape)
-        for place, x in places.items()
-    }
-    problems = {
-        "missing": [name for name in shapes if name not in found],
-        "unexpected": [name for name in found if name not in shapes and name not in UNUSED],
-        "misshapen": [
-            f"{name} (expected {shape}, found {found[name]})"
-            for name, shape in shapes.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    if any(problems.values()):
-        said = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names)
-        raise ValueError(f"{path}: expected the tensors of a BERT encoder; {said}")

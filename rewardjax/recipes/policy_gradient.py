@@ -12,7 +12,7 @@ from jaxtyping import PRNGKeyArray
 from rewardjax.losses import Loss
 from rewardjax.rewards import Reward
 from rewardjax.statistics import Mean, masked_mean, masked_std
-from rewardjax.training.loop import Loop, LoopConfig
+from rewardjax.training.loop import HostStep, Loop, LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
 from rewardjax.training.run import Run
 from rewardjax.training.sharding import MeshConfig, initial_state, make_mesh
@@ -72,7 +72,10 @@ class PolicyGradient:
 
         batch -> rollout -> annotate -> learners.observe -> reward -> credit -> learners.update -> loss
 
-    With `on_host`, which runs Python between observing and the reward, they are two.
+    With `on_host`, which runs Python between observing and the reward, they are two. With `overlap` besides,
+    a batch is sampled while the host is at work on the one before, by the parameters that it has yet to
+    change: one step off policy. A ratio loss stays exact, since the trajectory holds the log-probabilities
+    under the parameters that sampled it. The first of the updates between two cadences is as without.
 
     Args:
       config: budget and cadence.
@@ -87,9 +90,16 @@ class PolicyGradient:
       annotate: reads frozen parameters (a reference policy, a reward model), before the learners.
       learners: models trained beside the policy, in the order in which they observe.
       measure: `traj -> metrics`, logged at each step beside the usual ones.
+      select: `(traj, key) -> traj`, after measuring: the rows from which learners and policy learn.
+      adjacent: rows that stay side by side when a batch is shuffled and cut: 2 where a loss reads pairs.
       on_host: `traj -> {name: [batch] array}`, on a trajectory of NumPy arrays: columns for `info` that only
         the host can compute (a query's result, a program's exit). On one process.
+      overlap: sample the next batch before the host is done with this one. Learners observe it before they
+        have been updated on this one.
       evaluate: `(params, frozen, key) -> metrics`; compiled, but not with `on_host`.
+
+    Raises:
+      ValueError: `overlap` without `on_host`, or with a single update in a program call.
     """
 
     def __init__(
@@ -106,23 +116,32 @@ class PolicyGradient:
         annotate: Annotate | None = None,
         learners: Mapping[str, Learner] | None = None,
         measure: Callable[[Trajectory], Metrics] | None = None,
+        select: Callable[[Trajectory, PRNGKeyArray], Trajectory] | None = None,
+        adjacent: int = 1,
         on_host: Callable[[Trajectory], Mapping[str, np.ndarray]] | None = None,
+        overlap: bool = False,
         evaluate=None,
     ):
         self.config, self.init, self.rollout, self.loss = config, init, rollout, loss
         self.reward, self.credit, self.prompts, self.annotate = reward, credit, prompts, annotate
         self.learners, self.measure = dict(learners or {}), measure
+        self.select, self.adjacent = select, adjacent
         self.assemble = (lambda params, frozen: params) if assemble is None else assemble
         updates = config.loop.steps * config.epochs * config.minibatches
         self.tx = make_optimizer(config.optimizer, updates)
         self.mesh = make_mesh(config.mesh)
         self.on_host = on_host
-        step, host = (self.step, False) if on_host is None else (self._step_on_host, True)
+        if overlap and (on_host is None or config.loop.stride == 1):
+            raise ValueError(
+                "overlap: expected on_host and two or more updates between all cadences, found"
+                f" on_host={on_host} and {config.loop}"
+            )
         self._act = jax.jit(self.act, donate_argnums=0)
         self._learn = jax.jit(self._rewarded, donate_argnums=0)
         if evaluate is not None and assemble is not None:
             evaluate = assembled(evaluate, assemble)
-        self.loop = Loop(config.loop, step, evaluate, self.mesh, watch, on_host=host)
+        step = self.step if on_host is None else HostStep(self._begin, self._finish, int(overlap))
+        self.loop = Loop(config.loop, step, evaluate, self.mesh, watch)
 
     def start(self, key: PRNGKeyArray, params=None, starts=None) -> TrainState:
         """The state before the first step: from `params` and `starts`, or from fresh ones."""
@@ -141,10 +160,16 @@ class PolicyGradient:
         state, more = self._rewarded(state, traj, frozen, learn_key)
         return state, joined(metrics, more)
 
-    def _step_on_host(self, state: TrainState, batch, frozen, key) -> tuple[TrainState, Metrics]:
-        """The same in two programs with the host between them."""
-        act_key, learn_key = jax.random.split(key)
+    def _begin(self, state: TrainState, batch, frozen, key) -> tuple[TrainState, Any]:
+        """`step` up to the host's part."""
+        act_key, _ = jax.random.split(key)
         state, traj, metrics = self._act(state, batch, frozen, act_key)
+        return state, (traj, metrics)
+
+    def _finish(self, state: TrainState, begun, frozen, key) -> tuple[TrainState, Metrics]:
+        """`step` from the host's part on."""
+        traj, metrics = begun
+        _, learn_key = jax.random.split(key)
         traj = traj.with_info(**self.on_host(jax.device_get(traj)))
         state, more = self._learn(state, traj, frozen, learn_key)
         return state, joined(metrics, more)
@@ -161,6 +186,8 @@ class PolicyGradient:
         if self.annotate is not None:
             traj = self.annotate(frozen, traj)
         metrics: Metrics = {} if self.measure is None else self.measure(traj)
+        if self.select is not None:
+            traj = self.select(traj, jax.random.fold_in(observe_key, len(self.learners)))
         states = dict(state.learners)
         for i, (name, learner) in enumerate(self.learners.items()):
             own_key = jax.random.fold_in(observe_key, i)
@@ -184,10 +211,11 @@ class PolicyGradient:
     def _update_policy(self, state, traj, advantages, frozen, key):
         c = self.config
         rows = advantages.shape[0]
-        if rows % (c.minibatches * c.micro_batches):
+        if rows % (c.minibatches * c.micro_batches * self.adjacent):
+            together = f" x {self.adjacent} adjacent rows" if self.adjacent > 1 else ""
             raise ValueError(
-                f"minibatches={c.minibatches} x micro_batches={c.micro_batches} does not divide"
-                f" the batch of {rows} trajectories"
+                f"minibatches={c.minibatches} x micro_batches={c.micro_batches}{together} does not"
+                f" divide the batch of {rows} trajectories"
             )
 
         def loss(params, batch):
@@ -205,7 +233,9 @@ class PolicyGradient:
             carry, metrics = one(carry, data)
         else:
             keys = jax.random.split(key, c.epochs)
-            orders = jnp.concatenate([jax.random.permutation(k, rows) for k in keys])
+            units = rows // self.adjacent
+            orders = jnp.concatenate([jax.random.permutation(k, units) for k in keys])
+            orders = orders[:, None] * self.adjacent + jnp.arange(self.adjacent)
             orders = orders.reshape(c.epochs * c.minibatches, -1)
             carry, stacked = jax.lax.scan(
                 lambda carry, order: one(carry, jax.tree.map(lambda x: x[order], data)),

@@ -17,6 +17,7 @@ from rewardjax import losses
 from rewardjax.compilation.layout import abstract, cache_of, key_shape, rows_of, sampling_params
 from rewardjax.compilation.program import Program, Workload
 from rewardjax.losses import Loss, PolicyLoss
+from rewardjax.models.features import last_token_features
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig, check_length
@@ -284,6 +285,48 @@ def preference_training(
     return Workload(name, cut, program, 1, sizes_of(model.config))
 
 
+def feature_extraction(model: LanguageModel, rows: int, length: int) -> Workload:
+    """A frozen backbone's features of `rows` sequences of `length` tokens."""
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        def run(params, batch):
+            names = ("tokens", "valid", "mask")
+            return last_token_features(model, params, *(batch[name] for name in names))
+
+        batch = sequences_of(mesh, rows, length)
+        return Program(run, (sampling_params(mesh, model), batch))
+
+    return Workload("features", rows, program, 1, sizes_of(model.config))
+
+
+def feature_training(
+    init: Callable[..., Any],
+    config: SupervisedConfig,
+    loss: Callable[..., Loss],
+    shapes: dict[str, tuple[int, ...]],
+    name: str = "heads",
+) -> Workload:
+    """A step of small modules on a frozen backbone's features, kept as arrays.
+
+    Args:
+      init: `(key) -> params`, with logical axis names.
+      config: batch and optimizer.
+      loss: `(params, batch) -> Loss`.
+      shapes: of a row of each column of the batch, all float32.
+      name: of the workload.
+    """
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        batch = {
+            key: rows_of(mesh, jnp.float32, config.batch_size, *shape)
+            for key, shape in shapes.items()
+        }
+        cuts = config.batch_size // rows
+        return training(mesh, init, config.optimizer, loss, batch, cuts)
+
+    return Workload(name, config.batch_size // config.micro_batches, program)
+
+
 def valuing(
     scorer: RewardModel,
     optimizer: OptimizerConfig,
@@ -325,21 +368,17 @@ def process_rewarding(
     def observe(mesh: Mesh, cut: int) -> Program:
         own = learner(cut)
 
-        def run(state, traj):
-            return own.observe(state, traj, None)[1].info["process_rewards"]
+        def run(state, traj, key):
+            return own.observe(state, traj, key)[1].info["process_rewards"]
 
         state = abstract(mesh, own.init, key_shape())
-        return Program(run, (state, trajectory_of(mesh, rows, length)))
+        return Program(run, (state, trajectory_of(mesh, rows, length), key_shape()))
 
     def learn(mesh: Mesh, cut: int) -> Program:
         own, numbers = learner(cut), rows_of(mesh, jnp.float32, rows, length)
-
-        def run(state, traj, rewards):
-            return own.update(state, traj, rewards, None)
-
         state = abstract(mesh, own.init, key_shape())
         traj = trajectory_of(mesh, rows, length, process_rewards=numbers)
-        return Program(run, (state, traj, numbers), donated=(0,))
+        return Program(own.update, (state, traj, numbers, key_shape()), donated=(0,))
 
     cut, sizes = rows // micro_batches, sizes_of(model.config)
     return [

@@ -1,7 +1,13 @@
 from rewardjax.rewards.combine import normalised_sum as normalised_sum
 from rewardjax.rewards.combine import product as product
 from rewardjax.rewards.combine import weighted_sum as weighted_sum
+from rewardjax.rewards.filters import RankFilter as RankFilter
+from rewardjax.rewards.filters import kept_rows as kept_rows
 from rewardjax.rewards.filters import within_mean as within_mean
+from rewardjax.rewards.granularity import at_end as at_end
+from rewardjax.rewards.granularity import clipped_log_ratio as clipped_log_ratio
+from rewardjax.rewards.granularity import in_chunks as in_chunks
+from rewardjax.rewards.granularity import taken_back as taken_back
 from rewardjax.rewards.kl import kl_penalty as kl_penalty
 from rewardjax.rewards.reward import Reward as Reward
 from rewardjax.rewards.reward import dense as dense
@@ -11,9 +17,13 @@ from rewardjax.rewards.shaping import ceiling as ceiling
 from rewardjax.rewards.shaping import centred as centred
 from rewardjax.rewards.shaping import clipped_to as clipped_to
 from rewardjax.rewards.shaping import length_guard as length_guard
+from rewardjax.rewards.shaping import log_conjunction as log_conjunction
+from rewardjax.rewards.shaping import log_disjunction as log_disjunction
 from rewardjax.rewards.shaping import log_sigmoid_centred as log_sigmoid_centred
 from rewardjax.rewards.shaping import min_max as min_max
+from rewardjax.rewards.shaping import normal_quantile as normal_quantile
 from rewardjax.rewards.shaping import potential_shaping as potential_shaping
+from rewardjax.rewards.shaping import sample_quantile as sample_quantile
 from rewardjax.rewards.shaping import sigmoid as sigmoid
 from rewardjax.rewards.shaping import sigmoid_centred as sigmoid_centred
 from rewardjax.rewards.shaping import standardised as standardised

@@ -5,6 +5,8 @@ All but `potential_shaping` map one outcome a row, `[batch]`, to another, in flo
 the row's prompt; m is at least 1.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
@@ -65,23 +67,73 @@ def sigmoid_centred(
     return jnp.mean(jax.nn.sigmoid(k * differences), axis=-1)
 
 
-def log_sigmoid_centred(
-    reward: Float[Array, "batch"], references: Float[Array, "batch m"], quantile: float = 0.85
+def normal_quantile(
+    references: Float[Array, "batch m"], quantile: float = 0.85
 ) -> Float[Array, "batch"]:
-    """`log sigmoid(r - q)`, q a quantile of the references; below 0 (LSC, arXiv:2402.00742).
+    """The quantile of a normal distribution with the references' mean and (population) deviation.
 
-    q is that of a normal distribution with the references' mean and (population) standard
-    deviation, to which 1e-5 is added.
+    1e-5 is added to the deviation.
 
     Raises:
       ValueError: `quantile` is not inside (0, 1).
     """
-    if not 0.0 < quantile < 1.0:
-        raise ValueError(f"quantile: expected a number inside (0, 1), found {quantile}")
+    _check_quantile(quantile)
     references = _float32(references)
     std = jnp.std(references, axis=-1) + 1e-5
-    q = jnp.mean(references, axis=-1) + std * jax.scipy.stats.norm.ppf(quantile)
-    return jax.nn.log_sigmoid(_float32(reward) - q)
+    return jnp.mean(references, axis=-1) + std * jax.scipy.stats.norm.ppf(quantile)
+
+
+def sample_quantile(
+    references: Float[Array, "batch m"], quantile: float = 0.85
+) -> Float[Array, "batch"]:
+    """The references' own quantile, interpolated between two of them; it takes tens to be steady.
+
+    Raises:
+      ValueError: `quantile` is not inside (0, 1).
+    """
+    _check_quantile(quantile)
+    return jnp.quantile(_float32(references), quantile, axis=-1)
+
+
+def log_sigmoid_centred(
+    reward: Float[Array, "batch"],
+    references: Float[Array, "batch m"],
+    quantile: float = 0.85,
+    *,
+    estimate: Callable[..., Float[Array, "batch"]] = normal_quantile,
+) -> Float[Array, "batch"]:
+    """`log sigmoid(r - q)`, q a quantile of the references; below 0 (LSC, arXiv:2402.00742).
+
+    Under Bradley-Terry the log-probability that the response beats one of that quality.
+
+    Args:
+      reward: of each row, on the scale on which the reward model was fitted.
+      references: what q is estimated from.
+      quantile: inside (0, 1).
+      estimate: `(references, quantile) -> q`, `normal_quantile` or `sample_quantile`.
+
+    Raises:
+      ValueError: `quantile` is not inside (0, 1).
+    """
+    return jax.nn.log_sigmoid(_float32(reward) - estimate(references, quantile))
+
+
+def log_conjunction(margins: Float[Array, "batch k"]) -> Float[Array, "batch"]:
+    """`sum_k log sigmoid(m_k)`: the log-probability that a response is good in all k ways.
+
+    The ways are independent, and `sigmoid(m_k)` is how probably it is good in one, m_k being its reward
+    less that of a response which is just good enough (arXiv:2402.00742).
+    """
+    return jnp.sum(jax.nn.log_sigmoid(_float32(margins)), axis=-1)
+
+
+def log_disjunction(margins: Float[Array, "batch k"]) -> Float[Array, "batch"]:
+    """`log(1 - prod_k (1 - sigmoid(m_k)))`: that it is good in any of k ways; as `log_conjunction`."""
+    margins = _float32(margins)
+    bad = jax.nn.log_sigmoid(-margins)
+    # Good in way k and in none before it: these exclude each other, so that nothing is subtracted.
+    first = jax.nn.log_sigmoid(margins) + jnp.cumsum(bad, axis=-1) - bad
+    return jax.nn.logsumexp(first, axis=-1)
 
 
 def length_guard(
@@ -116,6 +168,11 @@ def potential_shaping(
     nothing = jnp.zeros(mask.shape[:1], jnp.float32)
     _, following = jax.lax.scan(backward, nothing, (potentials.T, mask.T), reverse=True)
     return jnp.where(mask, _float32(rewards) + discount * following.T - potentials, 0.0)
+
+
+def _check_quantile(quantile: float) -> None:
+    if not 0.0 < quantile < 1.0:
+        raise ValueError(f"quantile: expected a number inside (0, 1), found {quantile}")
 
 
 def _float32(values: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -6,22 +6,30 @@ values copied to the columns before the current one, and the hidden state that i
 drawn from, so that a response of n tokens takes a slot for exactly n steps. Prompts are prefilled
 before the first step, since a prefill in between would stall all slots; their keys and values are
 kept once a prompt, not once a sample.
+
+On a mesh each shard of the rows (over `data` and `fsdp`) has its own slots and its own part of the
+queue, and ends by itself: while decoding, shards have nothing to say to each other.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rewardjax.models.attention import LayerCache
 from rewardjax.models.language_model import LanguageModel
-from rewardjax.models.transformer import Cache
+from rewardjax.models.transformer import Cache, check_length
+from rewardjax.partitioning import spec
 from rewardjax.sampling.generate import sample_token
 from rewardjax.trajectory import Prompts, Trajectory, left_pad, respond
+
+(ROWS,) = spec(("batch",))  # the mesh axes that rows lie on
 
 
 class _Prefix(NamedTuple):
@@ -84,8 +92,10 @@ def generate_continuous(
     """`generate` with at most `slots` samples at a time, each giving its slot to the next.
 
     Decoding ends with the last response. The draw of a token depends on the key, its row and its
-    place in the response alone: `slots`, `order`, `prefill_rows` and `buckets` change nothing but
-    rounding. The greedy responses are those of `generate`; sampled ones have its distribution.
+    place in the response alone: `slots`, `order`, `prefill_rows`, `buckets` and the mesh change
+    nothing but rounding. The greedy responses are those of `generate`; sampled ones have its
+    distribution. On a mesh the rows' shards share out `slots` and `prefill_rows`; prompts that do
+    not divide among them are decoded by all together, which is slower.
 
     Args:
       model, params, prompts, key: as in `generate`.
@@ -112,24 +122,57 @@ def generate_continuous(
     _check_rows(rows, limits=limits, order=order)
     if not all(1 <= width <= columns for width in buckets):
         raise ValueError(f"buckets: expected widths from 1 to {columns}, found {buckets}")
-    cache = model.init_cache(min(slots, rows), columns + max_new)
+    check_length(model.config, columns + max_new)
     tokens, valid = left_pad(prompts.tokens, prompts.valid)
     prompts = Prompts(jnp.where(valid, tokens, 0), valid, prompts.info)
-    params = model.for_sampling(params)
-    prefix, place = _prefill(model, params, prompts, min(prefill_rows, batch), buckets)
-    queue = _Queue(
-        jnp.arange(rows) if order is None else order,
-        jnp.repeat(place, group_size),
-        jnp.full(rows, max_new) if limits is None else limits,
-    )
-    choose = partial(_choose, key, temperature=temperature, top_k=top_k, top_p=top_p)
-    blank = jnp.full((rows, max_new), pad_id)
-    written = _Written(blank, jnp.zeros(blank.shape), jnp.zeros(rows, jnp.int32))
-    ring = dataclasses.replace(cache, ring=True)
-    written = _decode(model, params, prefix, queue, choose, stop, ring, written)
+    order = jnp.arange(rows) if order is None else order
+    limits = jnp.full(rows, max_new) if limits is None else limits
+    shards = _shards(batch)
+
+    def write(params, prompts, key, order, limits, first=0):
+        """The responses to a shard's prompts; its first row is `first` among all."""
+        batch, rows = len(prompts.tokens), len(order)
+        read = min(-(-prefill_rows // shards), batch)
+        prefix, place = _prefill(model, params, prompts, read, buckets)
+        queue = _Queue(order, jnp.repeat(place, group_size), limits)
+        cache = model.init_cache(min(-(-slots // shards), rows), columns + max_new)
+        ring = dataclasses.replace(cache, ring=True)
+        choose = partial(_choose, key, first, temperature=temperature, top_k=top_k, top_p=top_p)
+        blank = jnp.full((rows, max_new), pad_id)
+        written = _Written(blank, jnp.zeros(blank.shape), jnp.zeros(rows, jnp.int32))
+        return _decode(model, params, prefix, queue, choose, stop, ring, written)
+
+    if shards > 1:
+        write = _on_shards(write)
+    written = write(model.for_sampling(params), prompts, key, order, limits)
     samples = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), prompts)
     traj = respond(samples, written.tokens, jnp.arange(max_new) < written.lengths[:, None])
     return traj.replace(logprobs=jnp.pad(written.logprobs, ((0, 0), (columns, 0))))
+
+
+def _shards(batch: int) -> int:
+    """Into how many parts the ambient mesh cuts the rows; 1 where they do not divide."""
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = 1 if mesh.empty else math.prod(mesh.shape[name] for name in ROWS)
+    return shards if batch % shards == 0 else 1
+
+
+def _on_shards(write: Callable) -> Callable:
+    """`write` for each shard of the rows by itself."""
+
+    def one(params, prompts, key, order, limits):
+        index, rows = jax.lax.axis_index(ROWS), limits.shape[0]
+        # Those of the queue that are here, in the order that they have there.
+        here = order[jnp.argsort(order // rows != index)][:rows]
+        first = index * rows
+        return write(params, prompts, key, here - first, limits, first)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    whole, cut = PartitionSpec(), PartitionSpec(ROWS)
+    # The compiler goes on to partition over the other axes, where there is something to partition.
+    mapped = {name for name in mesh.axis_names if name in ROWS or mesh.shape[name] == 1}
+    specs = (whole, cut, whole, whole, cut)
+    return jax.shard_map(one, in_specs=specs, out_specs=cut, axis_names=mapped, check_vma=False)
 
 
 def _check_sizes(**sizes: int) -> None:
@@ -267,11 +310,14 @@ def _copy_prompt(prefix: _Prefix, prompt, cache: Cache, slot) -> Cache:
     )
 
 
-def _choose(key: PRNGKeyArray, row, place, logits, **options):
-    """A token and its log-probability for each slot, drawn with the key of its row and place."""
+def _choose(key: PRNGKeyArray, first, row, place, logits, **options):
+    """A token and its log-probability for each slot, drawn with the key of its row and place.
+
+    The row is counted from `first`.
+    """
 
     def choose(row, place, logits):
-        own = jax.random.fold_in(jax.random.fold_in(key, row), place)
+        own = jax.random.fold_in(jax.random.fold_in(key, first + row), place)
         return sample_token(own, logits[None], **options)
 
     token, logprob = jax.vmap(choose)(row, place, logits)

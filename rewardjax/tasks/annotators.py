@@ -4,6 +4,8 @@ Pure functions of keys and arrays of any one shape; all jit. For annotators who 
 things, compute each one's utilities first (`PreferenceWorld.annotators`).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -46,6 +48,28 @@ def compare(
         utility_a, utility_b, temperature=temperature, flip_rate=flip_rate
     )
     return jax.random.bernoulli(key, probability)
+
+
+def vote(
+    key: Key[Array, ""],
+    utility: Float[Array, "groups size"],
+    annotators: int,
+    label: Callable[..., Bool[Array, "*shape"]],
+) -> Float[Array, "groups size size"]:
+    """How many annotators prefer the row's response of a group to the column's; 0 on the diagonal.
+
+    Args:
+      key: consumed.
+      utility: of each response.
+      annotators: how many compare every pair, each on their own.
+      label: `(key, utility_a, utility_b) -> ` true where a is preferred (`compare`).
+    """
+    shape = (annotators, *utility.shape, utility.shape[1])
+    sides = utility[:, :, None], utility[:, None, :]
+    drawn = label(key, *(jnp.broadcast_to(side, shape) for side in sides))
+    first = jnp.triu(jnp.sum(drawn, axis=0).astype(jnp.float32), 1)
+    second = jnp.triu(annotators - first, 1)
+    return first + jnp.swapaxes(second, -1, -2)
 
 
 def magnitude(

@@ -177,6 +177,11 @@ class PreferenceWorld:
     def prompts(self, key: Key[Array, ""], n: int) -> Prompts:
         """Draw `n` requests `bos theme ... sep`; `info["theme"]` [n, requested] are distinct."""
         theme = jnp.argsort(jax.random.uniform(key, (n, self.themes)), axis=1)[:, : self.requested]
+        return self.asking(theme)
+
+    def asking(self, theme: Int[Array, "n requested"]) -> Prompts:
+        """The requests for these themes."""
+        n = theme.shape[0]
         own = self.first_theme_token + theme * self.tokens_per_theme
         names = self.first_marker + theme if self.markers else own
         tokens = jnp.concatenate([jnp.full((n, 1), self.bos), names, jnp.full((n, 1), self.sep)], 1)

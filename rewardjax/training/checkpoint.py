@@ -1,11 +1,12 @@
 """A thin wrapper over Orbax: asynchronous, atomic, keeps the newest few."""
 
 import contextlib
-from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+
+from rewardjax.paths import AnyPath, absolute
 
 
 class Checkpoints:
@@ -15,10 +16,10 @@ class Checkpoints:
     first; one that cannot be read is reported and the one before it is used.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2):
+    def __init__(self, folder: AnyPath, *, keep: int = 2):
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
-        self.folder = Path(folder)
+        self._manager = ocp.CheckpointManager(absolute(folder), options=options)
+        self.folder = folder
 
     def save(self, step: int, state: Any, source: dict | None) -> None:
         """Start writing the state and the data source's state as of `step`."""

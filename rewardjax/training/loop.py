@@ -5,21 +5,39 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rewardjax.data.sources import DivisibleSource
 from rewardjax.training.checkpoint import Checkpoints
 from rewardjax.training.distributed import agreed
 from rewardjax.training.run import Run
-from rewardjax.training.sharding import batch_sharding, placed, replicated
+from rewardjax.training.sharding import batch_sharding, placed, placed_rows, replicated, rows_on
 from rewardjax.training.signals import interruption, stop_for
 from rewardjax.training.state import Metrics, TrainState
 
 # step(state, batch, frozen, key) -> (state, metrics)
 Step = Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
+
+
+class HostStep(NamedTuple):
+    """An update with the host in the middle: two pieces that bring their own compiled programs.
+
+    Attributes:
+      begin: `(state, batch, frozen, key) -> (state, begun)`; does not wait for the device.
+      finish: `(state, begun, frozen, key) -> (state, metrics)`: the host's part and what follows it.
+      ahead: how many updates are begun before one is finished, so that the device works meanwhile.
+        They are all finished at the end of a program call: nothing is under way when a checkpoint is
+        written or the policy is evaluated.
+    """
+
+    begin: Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Any]]
+    finish: Callable[[TrainState, Any, Any, jax.Array], tuple[TrainState, Metrics]]
+    ahead: int = 0
+
 
 # Reads the metrics of consecutive steps, `[steps]` each, and returns warnings.
 Watch = Callable[[dict[str, np.ndarray]], list[str]]
@@ -83,51 +101,25 @@ class Loop:
 
     Args:
       config: lengths and cadences.
-      step: the pure update; it is scanned over `config.stride` updates and compiled as a whole.
+      step: the pure update; it is scanned over `config.stride` updates and compiled as a whole. A
+        `HostStep` is called once an update instead, and `evaluate` is then not compiled either.
       evaluate: `(params, frozen, key) -> metrics`, run every `evaluate_every` updates, compiled.
       mesh: the devices; None for one.
       watch: reads each program call's metrics, `[steps]` each, and returns warnings.
-      on_host: `step` and `evaluate` need the host and bring their own compiled pieces: they are
-        called once an update rather than compiled.
     """
 
     def __init__(
-        self,
-        config: LoopConfig,
-        step: Step,
-        evaluate=None,
-        mesh=None,
-        watch=None,
-        *,
-        on_host: bool = False,
+        self, config: LoopConfig, step: Step | HostStep, evaluate=None, mesh=None, watch=None
     ):
         self.config, self.mesh = config, mesh
         self._watch: Watch = watch or (lambda values: [])
-
-        def one(state, batch, frozen, key):
-            state, metrics = step(state, batch, frozen, jax.random.fold_in(key, state.step))
-            return state.replace(step=state.step + 1), {k: m.value for k, m in metrics.items()}
-
-        def scanned(state, batches, frozen, key):
-            def body(state, batch):
-                return one(state, batch, frozen, key)
-
-            return jax.lax.scan(body, state, batches, length=config.stride)
-
-        def in_turn(state, batches, frozen, key):
-            rows = []
-            for i in range(config.stride):
-                batch = None if batches is None else jax.tree.map(lambda x, i=i: x[i], batches)
-                state, metrics = one(state, batch, frozen, key)
-                rows.append(metrics)
-            return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-        # Every process reads the metrics.
-        out = None if mesh is None else (None, replicated(mesh))
-        compiled = jax.jit(scanned, donate_argnums=0, out_shardings=out)
-        self._together = mesh is None and not on_host
-        self._chunk = in_turn if on_host else compiled
-        self._evaluate = evaluate if on_host or evaluate is None else jax.jit(evaluate)
+        self._evaluate: Callable | None = evaluate
+        if isinstance(step, HostStep):
+            self._together, self._chunk = False, _in_turn(step, config.stride)
+            return
+        self._together, self._chunk = mesh is None, _scanned(step, config, mesh)
+        if evaluate is not None:
+            self._evaluate = jax.jit(evaluate)
 
     def run(self, run: Run, state: TrainState, *, source=None, frozen=None) -> TrainState:
         """Train from `state`, or from the newest checkpoint in the run's folder.
@@ -202,11 +194,61 @@ class Loop:
         return run.seat.call(program, *arguments)
 
     def _stack(self, source, count: int):
-        batches = [source.next() for _ in range(count)]
-        stacked = jax.tree.map(lambda *rows: np.stack(rows), *batches)
+        """The next batches on the mesh; each process reads its own rows of them where the source can."""
         if self.mesh is None:
-            return stacked
-        return placed(stacked, batch_sharding(self.mesh, stacked=True))
+            return _stacked([source.next() for _ in range(count)])
+        sharding = batch_sharding(self.mesh, stacked=True)
+        if jax.process_count() == 1 or not isinstance(source, DivisibleSource):
+            return placed(_stacked([source.next() for _ in range(count)]), sharding)
+        rows = rows_on(self.mesh, source.batch_size, jax.local_devices())
+        batches = [source.next_rows(rows) for _ in range(count)]
+        return placed_rows(_stacked(batches), sharding, rows, source.batch_size)
+
+
+def _scanned(step: Step, config: LoopConfig, mesh):
+    """The updates of a program call as one compiled program."""
+
+    def scanned(state, batches, frozen, key):
+        def body(state, batch):
+            state, metrics = step(state, batch, frozen, jax.random.fold_in(key, state.step))
+            return state.replace(step=state.step + 1), _values(metrics)
+
+        return jax.lax.scan(body, state, batches, length=config.stride)
+
+    # Every process reads the metrics.
+    out = None if mesh is None else (None, replicated(mesh))
+    return jax.jit(scanned, donate_argnums=0, out_shardings=out)
+
+
+def _in_turn(step: HostStep, count: int):
+    """The updates of a program call one after the other, `step.ahead` of them begun early."""
+    # As one program: a device takes few calls that it has not begun, and Python would wait for it.
+    read = jax.jit(_values)
+
+    def in_turn(state, batches, frozen, key):
+        rows, begun = [], []
+        first = int(state.step)
+        keys = [jax.random.fold_in(key, first + i) for i in range(count)]
+        for i in range(count + step.ahead):
+            if i < count:
+                batch = None if batches is None else jax.tree.map(lambda x, i=i: x[i], batches)
+                state, new = step.begin(state, batch, frozen, keys[i])
+                begun.append(new)
+            if (done := i - step.ahead) >= 0:
+                state, metrics = step.finish(state, begun.pop(0), frozen, keys[done])
+                state = state.replace(step=state.step + 1)
+                rows.append(read(metrics))
+        return state, {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    return in_turn
+
+
+def _values(metrics: Metrics) -> dict[str, jax.Array]:
+    return {name: mean.value for name, mean in metrics.items()}
+
+
+def _stacked(batches: list):
+    return jax.tree.map(lambda *rows: np.stack(rows), *batches)
 
 
 def save_checkpoint(run: Run, checkpoints: Checkpoints, step: int, state, position) -> None:

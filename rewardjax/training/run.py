@@ -3,6 +3,9 @@
 What a seed logs is a function of its step alone: `metrics.jsonl` and `samples.jsonl` hold no time
 and no date, so a run that was cut off and resumed leaves the same bytes as one that was not.
 Timings go to `perf.jsonl`. Of several processes the first alone writes and tells the observer.
+
+An object store has no appending and no renaming: a file there is always written as a whole, which is
+atomic. TensorBoard's events are left out there; `metrics.jsonl` has the same numbers.
 """
 
 import json
@@ -18,6 +21,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from rewardjax.paths import AnyPath, absolute
 from rewardjax.pictures import png
 from rewardjax.training.cohort import Seat
 from rewardjax.training.distributed import from_first, is_first
@@ -70,7 +74,7 @@ class Run:
 
     def __init__(
         self,
-        folder: Path,
+        folder: AnyPath,
         seed: int = 0,
         arm: str = "",
         *,
@@ -79,7 +83,7 @@ class Run:
         label: str | None = None,
         seat: "Seat | None" = None,
     ) -> None:
-        self.folder = folder.absolute()
+        self.folder = absolute(folder)
         self.seed = seed
         self.arm = arm
         self.observer: Observer = observer if observer is not None and is_first() else Silent()
@@ -236,7 +240,7 @@ class Run:
         path = self.folder / name
         if not (is_first() and path.exists()):
             return
-        text = path.read_text(encoding="utf-8", errors="replace")
+        text = path.read_bytes().decode("utf-8", errors="replace")
         # Not splitlines(): it would also cut at the line separators that a sample may hold.
         *lines, torn = text.split("\n")
         kept = "".join(
@@ -248,7 +252,7 @@ class Run:
             write_atomic(path, kept)
 
     def _events(self, step: int, metrics: Mapping[str, float]) -> None:
-        if not is_first():
+        if not (is_first() and isinstance(self.folder, Path)):
             return
         if self._writer is None:
             from tensorboardX import SummaryWriter
@@ -265,7 +269,7 @@ class Run:
             self._writer = None
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
+def write_atomic(path: AnyPath, content: str | bytes) -> None:
     """Write a file whole or not at all: a reader never sees half of it. Only process 0 writes.
 
     Raises:
@@ -273,10 +277,14 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     """
     if not is_first():
         return
+    data = content.encode() if isinstance(content, str) else content
+    if not isinstance(path, Path):
+        path.write_bytes(data)
+        return
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -284,13 +292,16 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def append_text(path: Path, text: str) -> None:
+def append_text(path: AnyPath, text: str) -> None:
     """Append to a file. Only process 0 writes.
 
     Raises:
       OSError: it could not be written; `filename` is the path.
     """
     if not is_first():
+        return
+    if not isinstance(path, Path):
+        path.write_text((path.read_text() if path.exists() else "") + text)
         return
     try:
         with path.open("a", encoding="utf-8") as file:
@@ -300,7 +311,7 @@ def append_text(path: Path, text: str) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _step(path: Path, number: int, line: str) -> int:
+def _step(path: AnyPath, number: int, line: str) -> int:
     try:
         return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError) as error:
@@ -313,6 +324,6 @@ def _plain(value: Any) -> Any:
     """A NumPy or JAX value as JSON has it."""
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
-    if isinstance(value, Path):
+    if isinstance(value, AnyPath):
         return str(value)
     raise TypeError(f"a sample cannot hold a {type(value).__name__}: {value!r}")

@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Int, PRNGKeyArray
 
 from rewardjax.models.heads import like
 from rewardjax.partitioning import MESH_AXES, spec
@@ -17,11 +18,12 @@ from rewardjax.training.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis: copies of the model, shards of its parameters, tensor parts."""
+    """Devices along each mesh axis: copies of the model, shards of it, tensor parts, parts of time."""
 
     data: int = 1
     fsdp: int = 1
     tensor: int = 1
+    sequence: int = 1
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh | None:
@@ -30,7 +32,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh | None:
     Raises:
       ValueError: there are fewer devices than the mesh needs, or other processes' are left out.
     """
-    shape = (config.data, config.fsdp, config.tensor)
+    shape = dataclasses.astuple(config)
     needed = math.prod(shape)
     if jax.process_count() > 1 and needed != jax.device_count():
         raise ValueError(
@@ -43,7 +45,7 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh | None:
     if len(devices) < needed:
         raise ValueError(f"mesh: {config} needs {needed} devices, found {len(devices)}")
     return jax.make_mesh(
-        shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:needed]
+        shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape), devices=devices[:needed]
     )
 
 
@@ -131,3 +133,37 @@ def placed(batch: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
     )
+
+
+def rows_on(mesh: Mesh, rows: int, devices: Iterable[jax.Device]) -> Int[np.ndarray, "held"]:
+    """Which of a batch's rows these devices hold, ascending; all where they hold every shard of it.
+
+    Raises:
+      ValueError: `rows` is no multiple of the mesh's `data` times `fsdp`.
+    """
+    held = batch_sharding(mesh, stacked=False).devices_indices_map((rows,))
+    return np.unique([row for device in devices for row in range(*held[device][0].indices(rows))])
+
+
+def placed_rows(
+    batch: Any, sharding: NamedSharding, rows: Int[np.ndarray, "held"], size: int
+) -> Any:
+    """Stacked batches of `size` rows, of which this process holds some, laid out on the mesh.
+
+    Args:
+      batch: a pytree of arrays `[steps, held, ...]`.
+      sharding: of the whole, by `batch_sharding(mesh, stacked=True)`.
+      rows: which rows these are: all that this process's devices need (`rows_on`).
+      size: rows of the whole.
+    """
+
+    def whole(x):
+        def shard(index):
+            start, stop, _ = index[1].indices(size)
+            first, end = np.searchsorted(rows, (start, stop))
+            return x[:, first:end]
+
+        shape = (x.shape[0], size, *x.shape[2:])
+        return jax.make_array_from_callback(shape, sharding, shard)
+
+    return jax.tree.map(whole, batch)

@@ -1,0 +1,360 @@
+"""Pairwise preferences over real text, learned by any head on one of two backbones.
+
+The backbone is a small transformer that is pretrained on the training texts and trained on, or the
+frozen embeddings of a published sentence encoder. Heads say what their outputs mean by two functions,
+a loss and the log-odds that the first response is preferred; splits, budgets and figures are shared.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+from scipy import stats
+
+from rewardjax.data.batching import drop_long, encode_preference, stack_preferences
+from rewardjax.data.formats import open_preferences
+from rewardjax.data.records import Preference
+from rewardjax.data.sources import ArraySource, Source
+from rewardjax.data.tokenizers import SentencePieceTokenizer
+from rewardjax.evaluation.bootstrap import bootstrap_interval
+from rewardjax.evaluation.calibration import brier, expected_calibration_error
+from rewardjax.evaluation.text_baselines import counted_words, longer_wins, usual_answer
+from rewardjax.losses import Loss
+from rewardjax.models.heads import Head, RewardModel
+from rewardjax.models.sentence_encoder import TextEmbedder, read_config
+from rewardjax.recipes.supervised import Supervised, SupervisedConfig
+from rewardjax.recipes.text_reward_model import (
+    ON_LONG,
+    TextConfig,
+    pretraining,
+    ragged,
+    score_in_buckets,
+    tell_skipped,
+    text_scorer,
+    text_source,
+)
+from rewardjax.statistics import Mean
+from rewardjax.training.loop import LoopConfig
+from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.run import Run
+
+Outputs = Float[Array, "batch 2 outputs"]
+TAIL = 1000  # characters from a prompt's end that a sentence encoder is given
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPairsConfig:
+    """Budgets on real text.
+
+    Attributes:
+      text: vocabulary, lengths, the backbone that is trained here, and its budgets.
+      encoder: folder of a published sentence encoder whose frozen embeddings replace that backbone.
+      encoder_length: tokens of a text that the encoder reads, at most.
+      response_length: characters of a response that the transformer trained here reads, at most.
+      hidden: units of the head's layer on frozen embeddings.
+      head: budget of the heads on frozen embeddings.
+      unseen: of records that name annotators (in `alpaca:` the systems that are compared with one
+        reference), how many are kept for the test; other two for each seed. With 0, or where there
+        are no names, the data's own splits.
+    """
+
+    text: TextConfig = TextConfig()
+    encoder: str = ""
+    encoder_length: int = 128
+    response_length: int = 400
+    hidden: int = 64
+    head: SupervisedConfig = SupervisedConfig(
+        64,
+        optimizer=OptimizerConfig(learning_rate=1e-3, weight_decay=0.01),
+        loop=LoopConfig(steps=400, steps_per_call=50),
+    )
+    unseen: int = 2
+
+
+class PairHead(NamedTuple):
+    """What the outputs of a head mean.
+
+    Attributes:
+      outputs: numbers for each response.
+      loss: `(outputs [batch, 2, n], batch) -> [batch]`; the batch has `probability` `[batch]`, that
+        of the first response.
+      logit: `outputs [batch, 2, n] -> [batch]`, log-odds that the first response is preferred.
+      spread: standard deviation of the head's first weights, where 0 would not do.
+    """
+
+    outputs: int
+    loss: Callable[[Outputs, dict[str, Array]], Float[Array, "batch"]]
+    logit: Callable[[Outputs], Float[Array, "batch"]]
+    spread: float = 0.0
+
+
+class Shared(NamedTuple):
+    """What the arms of a seed share.
+
+    Attributes:
+      train, test: records; those of `test` prefer one of their responses.
+      baselines: the probability that the first response is preferred, of each judge without a model.
+      tokenizer, backbone: of the transformer that is trained here; None with an encoder.
+      features: embeddings `[records, 2, width]` of `train` and of `test`; None without an encoder.
+    """
+
+    train: list[Preference]
+    test: list[Preference]
+    baselines: dict[str, np.ndarray]
+    tokenizer: Any = None
+    backbone: Any = None
+    features: tuple[np.ndarray, np.ndarray] | None = None
+
+
+class TextPairs:
+    """Splits, backbones and heads for one data set; `prepare` and `arm` are an experiment's."""
+
+    def __init__(self, spec: str, config: TextPairsConfig):
+        self.spec, self.config = spec, config
+
+    def prepare(self) -> Callable[[Run], Shared]:
+        """`run -> Shared`."""
+        config, program = self.config, pretraining(self.config.text)
+        embed = _embedding(config) if config.encoder else None
+
+        def run_seed(run: Run) -> Shared:
+            train, test = split(self.spec, config, run.seed, run.warn)
+            if embed is not None:
+                features = embed(train), embed(test)
+                return Shared(train, test, _baselines(train, test), features=features)
+            whole = {record.source: record for record in (*train, *test)}
+            train, test = (_cut(records, config.response_length) for records in (train, test))
+            texts = [r.prompt + text for r in train for text in r.responses]
+            tokenizer = SentencePieceTokenizer.train(texts, config.text.vocab)
+            train, test = (self._fitting(r, tokenizer, run.warn) for r in (train, test))
+            rows = config.text.pretraining.batch_size
+            source = text_source(train, tokenizer, config.text, rows, run.seed)
+            backbone = program.run(run.stage("pretraining"), source=source).params
+            baselines = _baselines(*([whole[r.source] for r in side] for side in (train, test)))
+            return Shared(train, test, baselines, tokenizer, backbone)
+
+        return run_seed
+
+    def arm(self, head: PairHead) -> Callable[[Run, Shared], dict[str, float]]:
+        """`(run, shared) -> metrics` of one head."""
+        fit = self._on_embeddings(head) if self.config.encoder else self._on_tokens(head)
+
+        def run_seed(run: Run, shared: Shared) -> dict[str, float]:
+            outputs = fit(run, shared)
+            stated = np.asarray(jax.nn.sigmoid(head.logit(outputs)), np.float64)
+            run.samples(0, readable(shared.test[:8], stated))
+            return judged(stated, shared.test, shared.baselines)
+
+        return run_seed
+
+    def _fitting(self, records, tokenizer, warn) -> list[Preference]:
+        found = drop_long(records, tokenizer, max(self.config.text.buckets), ON_LONG)
+        tell_skipped(warn, self.spec, found.skipped)
+        return found.records
+
+    def _on_tokens(self, head: PairHead):
+        text = self.config.text
+        model = RewardModel(text_scorer(text).config, head.outputs, spread=head.spread)
+
+        def read(params, batch):
+            return model.scores(params, batch["tokens"], batch["valid"])
+
+        program = Supervised(ragged(text.fit), init=model.boxed_init, loss=_objective(read, head))
+        score = jax.jit(model.scores)
+
+        def fit(run: Run, shared: Shared) -> np.ndarray:
+            source = text_source(
+                shared.train, shared.tokenizer, text, text.fit.batch_size, run.seed
+            )
+            start = model.init(run.key, shared.backbone)
+            params = program.run(run.stage("fit"), params=start, source=source).params
+            context = max(text.buckets)
+            encoded = [
+                encode_preference(r, shared.tokenizer, context, ON_LONG) for r in shared.test
+            ]
+            return score_in_buckets(
+                partial(score, params),
+                encoded,
+                [max(map(len, item["tokens"])) for item in encoded],
+                partial(stack_preferences, pad_id=shared.tokenizer.pad_id),
+                text.buckets,
+                text.fit.batch_size,
+            )
+
+        return fit
+
+    def _on_embeddings(self, head: PairHead):
+        config = self.config
+        module = Head(head.outputs, spread=head.spread or 0.01, hidden=config.hidden)
+        width = 2 * read_config(config.encoder).width
+
+        def init(key):
+            return module.init(key, jnp.zeros((1, width)))["params"]
+
+        def read(params, batch):
+            return module.apply({"params": params}, batch["features"])
+
+        program = Supervised(config.head, init=init, loss=_objective(read, head))
+        apply = jax.jit(read)
+
+        def fit(run: Run, shared: Shared) -> np.ndarray:
+            train, test = shared.features
+            columns = {"features": train, "probability": _labels(shared.train)}
+            source: Source = ArraySource(columns, config.head.batch_size, run.seed)
+            params = program.run(run.stage("fit"), source=source).params
+            return np.asarray(apply(params, {"features": test}))
+
+        return fit
+
+
+def split(
+    spec: str, config: TextPairsConfig, seed: int, warn: Callable[[str], None]
+) -> tuple[list[Preference], list[Preference]]:
+    """Records to learn from and records to test on.
+
+    Where annotators are kept for the test, they are `config.unseen` of them, in their names' order
+    from number `unseen * seed` on, and instructions may be the same on both sides.
+
+    Raises:
+      ValueError: no annotator would be left, or nothing to test on. Else as `open_preferences`.
+    """
+    sides = {}
+    for name in ("train", "test"):
+        loaded = open_preferences(spec, name, config.text.on_bad_record)
+        tell_skipped(warn, f"{spec}: {name}", loaded.skipped)
+        sides[name] = loaded.records
+    everything = sides["train"] + sides["test"]
+    names = sorted({record.annotator for record in everything if record.annotator})
+    if config.unseen and names:
+        if config.unseen >= len(names):
+            raise ValueError(
+                f"unseen: expected fewer than the {len(names)} annotators, found {config.unseen}"
+            )
+        first = config.unseen * seed
+        kept = {names[(first + i) % len(names)] for i in range(config.unseen)}
+        sides = {
+            "train": [record for record in everything if record.annotator not in kept],
+            "test": [record for record in everything if record.annotator in kept],
+        }
+    test = [record for record in sides["test"] if record.probability != 0.5]
+    if not sides["train"] or not test:
+        raise ValueError(f"{spec}: expected pairs to learn from and to test on, found none")
+    return sides["train"], test
+
+
+def judged(
+    stated: Float[np.ndarray, "pairs"],
+    test: Sequence[Preference],
+    baselines: dict[str, np.ndarray],
+) -> dict[str, float]:
+    """How good the stated probabilities are that the first response is preferred.
+
+    Returns:
+      `accuracy` with its 95% bootstrap interval over pairs (`accuracy_low`, `accuracy_high`) and that
+      of each baseline (`longer`, `usual`, `tfidf`), a statement of 1/2 counting one half; `ece` and
+      `brier` against the labels, each pair in both orders; and where records name annotators, those of
+      `by_annotator`.
+    """
+    labels = _labels(test).astype(np.float64)
+    accuracy, low, high = bootstrap_interval(_right(stated, labels))
+    both = np.concatenate([stated, 1 - stated]), np.concatenate([labels, 1 - labels])
+    found = {
+        "accuracy": accuracy,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "ece": expected_calibration_error(*both),
+        "brier": brier(*both),
+    }
+    found |= {name: float(np.mean(_right(p, labels))) for name, p in baselines.items()}
+    return found | by_annotator(stated, test)
+
+
+def by_annotator(
+    stated: Float[np.ndarray, "pairs"], test: Sequence[Preference]
+) -> dict[str, float]:
+    """How often each annotator's (each system's) response wins: stated and by the labels.
+
+    Returns:
+      `win_rate_error`: the mean distance of the two win rates, and `ordered`: the share of pairs of
+      annotators that both put into the same order. Nothing for fewer than two annotators.
+    """
+    names = sorted({record.annotator for record in test if record.annotator})
+    if len(names) < 2:
+        return {}
+    labels = _labels(test).astype(np.float64)
+    rows = [np.array([record.annotator == name for record in test]) for name in names]
+    ours, true = (np.array([np.mean(p[row]) for row in rows]) for p in (stated, labels))
+    return {
+        "win_rate_error": float(np.mean(np.abs(ours - true))),
+        "ordered": float((stats.kendalltau(ours, true).statistic + 1) / 2),
+    }
+
+
+def readable(test: Sequence[Preference], stated: Float[np.ndarray, "pairs"]) -> list[dict]:
+    """Pairs as text, with the stated and the labelled probability that the first is preferred."""
+    return [
+        {
+            "prompt": record.prompt[-300:],
+            "responses": record.responses,
+            "label": record.probability,
+            "stated": float(p),
+        }
+        for record, p in zip(test, stated)
+    ]
+
+
+def _objective(outputs: Callable[[Any, dict[str, Array]], Outputs], head: PairHead):
+    def loss(params, batch, frozen):
+        found = outputs(params, batch)
+        right = (head.logit(found) > 0) == (batch["probability"] > 0.5)
+        return Loss({"preference": Mean.of(head.loss(found, batch))}, {"accuracy": Mean.of(right)})
+
+    return loss
+
+
+def _embedding(config: TextPairsConfig):
+    """`records -> [records, 2, 2 * width]`: of each response, and its product with the prompt's."""
+    embedder = dataclasses.replace(
+        TextEmbedder.load(config.encoder), max_length=config.encoder_length
+    )
+    known: dict[str, np.ndarray] = {}
+
+    def embed(records: Sequence[Preference]) -> np.ndarray:
+        # Seeds divide the same texts differently: each is embedded once.
+        texts = {text for r in records for text in (r.prompt[-TAIL:], *r.responses)}
+        new = sorted(texts - known.keys())
+        if new:
+            known.update(zip(new, embedder(new)))
+        prompts = np.stack([known[r.prompt[-TAIL:]] for r in records])[:, None]
+        responses = np.stack([[known[text] for text in r.responses] for r in records])
+        return np.concatenate([responses, responses * prompts], axis=-1)
+
+    return embed
+
+
+def _baselines(train: Sequence[Preference], test: Sequence[Preference]) -> dict[str, np.ndarray]:
+    return {
+        "longer": longer_wins(test),
+        "usual": usual_answer(train, test),
+        "tfidf": counted_words(train, test),
+    }
+
+
+def _cut(records: Sequence[Preference], longest: int) -> list[Preference]:
+    return [
+        dataclasses.replace(r, responses=tuple(text[:longest] for text in r.responses))
+        for r in records
+    ]
+
+
+def _labels(records: Sequence[Preference]) -> Float[np.ndarray, "records"]:
+    return np.array([record.probability for record in records], np.float32)
+
+
+def _right(stated: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return np.where(stated == 0.5, 0.5, (stated > 0.5) == (labels > 0.5))
