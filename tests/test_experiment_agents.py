@@ -12,8 +12,6 @@ from rewardjax.envs.lookup import UNPLAYED
 from rewardjax.recipes.agents import with_gain
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 def prepared(experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepare")

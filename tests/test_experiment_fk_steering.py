@@ -14,8 +14,6 @@ from rewardjax.recipes.flow_worlds import RareDigit, RareMode
 from rewardjax.training.loop import smoke
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import itertools
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -66,11 +67,19 @@ def batch():
     }
 
 
+PREDICTED = jax.jit(partial(predictions, MODEL))
+
+
 def parameters():
     """Random ones: a head that starts at 0 would predict the same everywhere."""
     params = MODEL.init(jax.random.key(0))
     kernel = jax.random.normal(jax.random.key(1), params["head"]["kernel"].shape)
     return params | {"head": {"kernel": kernel, "bias": jnp.array([0.3])}}
+
+
+def verified(params, rows, *settings):
+    """The objective, compiled as a whole."""
+    return jax.jit(verification_loss(MODEL, *settings))(params, rows)
 
 
 def value(loss, name):
@@ -85,12 +94,12 @@ def test_levels_count_solution_tokens_or_the_last():
 
 def test_verifier_loss_by_hand():
     params, rows = parameters(), batch()
-    v = np.asarray(predictions(MODEL, params, rows["tokens"], rows["valid"]))
+    v = np.asarray(PREDICTED(params, rows["tokens"], rows["valid"]))
     assert np.ptp(v[0]) > 0.01
     squares = [(x - 1) ** 2 for x in v[0, 2:6]] + [x**2 for x in v[1, 3:5]]
-    found = verification_loss(MODEL, token_level)(params, rows)
+    found = verified(params, rows, token_level)
     assert value(found, "verifier") == pytest.approx(np.mean(squares), rel=1e-5)
-    found = verification_loss(MODEL, solution_level)(params, rows)
+    found = verified(params, rows, solution_level)
     ends = [(v[0, 5] - 1) ** 2, v[1, 4] ** 2]
     assert value(found, "verifier") == pytest.approx(np.mean(ends), rel=1e-5)
     right = np.mean([v[0, 5] > 0.5, v[1, 4] <= 0.5])
@@ -99,11 +108,11 @@ def test_verifier_loss_by_hand():
 
 def test_predictions_have_seen_the_token_and_the_last_one_is_the_score():
     params, rows = parameters(), batch()
-    v = predictions(MODEL, params, rows["tokens"], rows["valid"])
-    score = MODEL.score(params, rows["tokens"], rows["valid"])
+    v = PREDICTED(params, rows["tokens"], rows["valid"])
+    score = jax.jit(MODEL.score)(params, rows["tokens"], rows["valid"])
     np.testing.assert_allclose(score, [v[0, 5], v[1, 4]], rtol=1e-6)
     changed = rows["tokens"].at[0, 4].add(1) % 16
-    w = predictions(MODEL, params, changed, rows["valid"])
+    w = PREDICTED(params, changed, rows["valid"])
     np.testing.assert_allclose(w[0, :4], v[0, :4], rtol=1e-5)
     assert abs(float(w[0, 4] - v[0, 4])) > 1e-4
 
@@ -118,22 +127,22 @@ def test_language_loss_is_of_the_demonstrations_answers_alone():
     tokens = np.asarray(language["tokens"])
     masked = [(0, t) for t in range(1, 5)] + [(1, t) for t in range(4, 6)]
     nll = -np.mean([chance[row, t - 1, tokens[row, t]] for row, t in masked])
-    found = verification_loss(MODEL, token_level, 0.5)(params, rows)
+    found = verified(params, rows, token_level, 0.5)
     assert value(found, "language") == pytest.approx(0.5 * nll, rel=1e-4)
-    alone = verification_loss(MODEL, token_level, 0.0)(params, rows)
+    alone = verified(params, rows, token_level, 0.0)
     assert set(alone.terms) == {"verifier"}
     assert value(alone, "verifier") == value(found, "verifier")
 
 
 def test_padding_and_empty_rows_change_nothing():
     params, rows = parameters(), batch()
-    loss = verification_loss(MODEL, token_level)
+    loss = jax.jit(verification_loss(MODEL, token_level))
     expected = value(loss(params, rows), "verifier")
     other = rows | {"tokens": rows["tokens"].at[1, 5].set(7)}
     assert value(loss(params, other), "verifier") == pytest.approx(expected, rel=1e-6)
     nothing = rows | {"mask": jnp.zeros((2, 6), bool)}
     assert value(loss(params, nothing), "verifier") == 0.0
-    gradient = jax.grad(lambda p: loss(p, nothing).terms["verifier"].value)(params)
+    gradient = jax.jit(jax.grad(lambda p: loss(p, nothing).terms["verifier"].value))(params)
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient))
 
 

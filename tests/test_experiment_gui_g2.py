@@ -8,8 +8,6 @@ import pytest
 from experiments.grounding.gui_g2 import DIAGONAL, EXPERIMENT, JUDGES
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

@@ -13,8 +13,6 @@ from rewardjax.recipes.lexicographic_reward import lexicographic_reward
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Trajectory
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 KEY = jax.random.key(0)
 POLICY = task_of(MINI).policy

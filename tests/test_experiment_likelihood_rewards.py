@@ -22,8 +22,6 @@ from rewardjax.sampling.generate import generate
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Prompts, Trajectory, left_pad, respond
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 WORLD = SMOKE.world
 

@@ -9,8 +9,6 @@ import pytest
 from experiments.preferences.par import EXPERIMENT, SHAPINGS, par
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 STATS = {"mean": 0.0, "std": 1.0, "low": -1.0, "high": 3.0}
 
 

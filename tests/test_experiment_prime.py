@@ -16,8 +16,6 @@ from rewardjax.training.run import Run
 from rewardjax.training.sharding import initial_state
 from rewardjax.trajectory import Trajectory
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 MODEL = LanguageModel(
     TransformerConfig(vocab=11, layers=1, width=16, heads=2, kv_heads=2, head_dim=8)

@@ -11,8 +11,6 @@ from rewardjax.rewards.sql import PARTS
 from rewardjax.training.run import Run
 from rewardjax.trajectory import respond
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

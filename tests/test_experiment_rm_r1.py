@@ -14,8 +14,6 @@ from rewardjax.tasks.pair_judgement import TOKEN
 from rewardjax.training.run import Run
 from rewardjax.trajectory import respond
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

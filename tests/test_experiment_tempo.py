@@ -10,8 +10,6 @@ from rewardjax.recipes.credit_quality import credit_quality, credit_watch
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Trajectory
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

@@ -19,8 +19,6 @@ from rewardjax.sampling import flow
 from rewardjax.tasks.mixture import AskedMode, Mixture
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

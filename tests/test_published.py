@@ -325,7 +325,7 @@ def test_devices_get_their_slices_and_no_more_is_read(tmp_path, monkeypatch):
         jax.device_get(sharded), jax.device_get(import_params(tmp_path, config))
     )
     query = sharded["groups"]["block_1"]["attention"]["query"]
-    assert query.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
+    assert query.sharding.spec == jax.sharding.PartitionSpec(None, ("fsdp", "sequence"), "tensor")
     assert {shard.data.shape for shard in query.addressable_shards} == {(1, 4, 4)}
     # The second, unsharded import reads whole matrices, once.
     reads = sizes["model.layers.1.self_attn.q_proj.weight"]

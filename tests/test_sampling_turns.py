@@ -32,8 +32,6 @@ from rewardjax.models.transformer import TransformerConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.turns import TurnPolicy, demonstrate, dialogues
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 WORLD = LookupWorld(branching=2, synonyms=1, fewest_hops=1, most_hops=2, max_turns=4)
 CONFIG = TransformerConfig(
     vocab=WORLD.vocab_size, width=16, heads=2, kv_heads=1, head_dim=8, mlp_width=24, context=40

@@ -30,8 +30,6 @@ from rewardjax.sampling.self_play import (
 )
 from rewardjax.trajectory import Prompts, Trajectory
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 KUHN, TIC_TAC_TOE, BIDDING = KuhnPoker(), TicTacToe(), Bidding()
 CHECK, BET, CALL, FOLD = range(4)
 TABLE = Table((KUHN, BIDDING), thoughts=2)

@@ -310,7 +310,9 @@ def test_minibatches_must_divide():
     program = policy_program()
     program.config = dataclasses.replace(program.config, minibatches=5)
     with pytest.raises(ValueError, match=r"minibatches=5 x micro_batches=1 does not divide"):
-        program.step(program.start(jax.random.key(0)), None, None, jax.random.key(1))
+        jax.eval_shape(
+            lambda: program.step(program.start(jax.random.key(0)), None, None, jax.random.key(1))
+        )
 
 
 def test_schedules_by_hand():

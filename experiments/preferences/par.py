@@ -191,6 +191,12 @@ NOTES = {
     "sigmoid_uncentred": ONE,
     "kl_0.1": "a KL penalty this strong keeps the policy where the proxy can be trusted",
 }
+SMOKE = smoke(
+    MINI,
+    lab=smoke(dataclasses.replace(MINI.lab, model=dataclasses.replace(MINI.lab.model, layers=1))),
+    training_prompts=64,
+    evaluation_prompts=16,
+)
 
 EXPERIMENT = Experiment(
     paper=Paper(
@@ -208,7 +214,7 @@ EXPERIMENT = Experiment(
     },
     scales={
         "mini": MINI,
-        "smoke": smoke(MINI, training_prompts=64, evaluation_prompts=16),
+        "smoke": SMOKE,
         "paper": PAPER,
     },
     claims=[

@@ -201,6 +201,7 @@ def train(config, *, margin, beta=0.1):
 MINI = Config()
 SMOKE = dataclasses.replace(
     MINI,
+    model=dataclasses.replace(MINI.model, layers=1),
     sft=dataclasses.replace(MINI.sft, batch_size=16, loop=LoopConfig(steps=4)),
     policy=dataclasses.replace(
         MINI.policy, batch_size=16, loop=LoopConfig(steps=4, evaluate_every=2)

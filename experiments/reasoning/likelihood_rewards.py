@@ -293,6 +293,13 @@ RL = ("prob", "avgprob", "logprob", "avglogprob", "jepo")
 FAMILY = ("logprob", "avglogprob", "jepo")  # rewards that see the log-probability
 COLLAPSE = "Sec. on non-verifiable data"
 REPEATED = "in the miniature a* repeats the results that a thought holds"
+SMOKE = smoke(
+    MINI,
+    model=dataclasses.replace(MINI.model, layers=1),
+    evaluation_prompts=16,
+    sampled_prompts=4,
+    thoughts=4,
+)
 
 EXPERIMENT = Experiment(
     paper=Paper(
@@ -308,7 +315,7 @@ EXPERIMENT = Experiment(
     | {f"l_{name}": Arm(partial(train, long=True, **x)) for name, x in REWARDS.items()},
     scales={
         "mini": MINI,
-        "smoke": smoke(MINI, evaluation_prompts=16, sampled_prompts=4, thoughts=4),
+        "smoke": SMOKE,
         "paper": PAPER,
     },
     claims=[

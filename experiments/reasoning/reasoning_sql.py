@@ -161,7 +161,12 @@ PAPER = Config(
     ),
     max_response=2048,
 )
-SMOKE = smoke(MINI, demonstrations=(64, 64), evaluation_prompts=16)
+SMOKE = smoke(
+    MINI,
+    model=dataclasses.replace(MINI.model, layers=1),
+    demonstrations=(64, 64),
+    evaluation_prompts=16,
+)
 SPARSE, ABLATION = "motivation: execution alone is sparse", "reward ablation"
 
 EXPERIMENT = Experiment(

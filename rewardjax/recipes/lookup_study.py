@@ -70,7 +70,7 @@ class LookupStudy:
 
     def results(self, stage: Run, params: Any, step: int) -> dict[str, float]:
         """What an arm reports, from the logs of `evaluate` and `by_kind`; writes dialogues."""
-        traj = self.gained(params, self.sampled(params, stage.key, 8))
+        traj = jax.jit(self.gained)(params, self.sampled(params, stage.key, 8))
         gains = np.round(np.asarray(traj.info["gain"]), 3).tolist()
         rows = dialogues(traj, self.world.decode)
         stage.samples(step, [row | {"gain": g} for row, g in zip(rows, gains, strict=True)])
