@@ -153,6 +153,7 @@ PAPER = Config(
     noise=0,
     rl=PolicyGradientConfig(
         prompts=8,
+        micro_batches=8,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=12_500, steps_per_call=1, evaluate_every=500),
         mesh=MeshConfig(fsdp=4, tensor=4),

@@ -145,7 +145,8 @@ def elo_ratings(
     drawn = np.empty((resamples, players, players))
     for table in drawn:
         chosen = rng.integers(len(first), size=len(first))
-        table[...] = _count(*(column[chosen] for column in columns), players)
+        games = [column[chosen] for column in columns]
+        table[...] = _count(games[0], games[1], games[2], players)
     fitted = [
         np.asarray(bradley_terry_strengths(jnp.asarray(cut, jnp.float32), prior=prior))
         for cut in np.split(drawn, range(RESAMPLES_AT_ONCE, resamples, RESAMPLES_AT_ONCE))

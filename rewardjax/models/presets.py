@@ -111,6 +111,12 @@ QWEN25_3B = dataclasses.replace(
     rope_base=1_000_000.0,
 )
 
+QWEN25_0_5B = dataclasses.replace(
+    QWEN25_3B, layers=24, width=896, heads=14, kv_heads=2, head_dim=64, mlp_width=4864
+)
+
+QWEN25_1_5B = dataclasses.replace(QWEN25_3B, layers=28, width=1536, heads=12, mlp_width=8960)
+
 QWEN3_1_7B = dataclasses.replace(
     QWEN25_3B,
     layers=28,
