@@ -137,6 +137,7 @@ def test_meshes():
     config = PolicyGradientConfig(mesh=MeshConfig(data=2, fsdp=4, tensor=2))
     assert mesh_for(config, 32, None) == MeshConfig(2, 8, 2)
     assert mesh_for(config, 8, "tensor=4") == MeshConfig(1, 2, 4)
+    assert mesh_for(config, 8, "sequence=4,tensor=2") == MeshConfig(tensor=2, sequence=4)
     assert mesh_for(PolicyGradientConfig(), 8, None) == MeshConfig(fsdp=8)
     for wanted in ("tensor=3", "fsdp=4,tensor=4"):
         with pytest.raises(CompileError, match="does not divide the 8 devices"):
@@ -303,6 +304,6 @@ def test_the_tpu_compiler():
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode == 0, found.stderr
     (result,) = json.loads(found.stdout)
-    assert result["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert result["mesh"] == {"data": 1, "fsdp": 4, "tensor": 1, "sequence": 1}
     assert result["programs"][0]["fits"]
     assert result["programs"][0]["temporaries"] >= 0

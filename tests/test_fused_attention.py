@@ -142,6 +142,25 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(kernel):
     assert_close(found, results(partial(attend, scale=SCALE), *given))
 
 
+@pytest.mark.parametrize("name", ["causal", "window of blocks", "near"])
+def test_each_device_has_its_part_of_the_queries(name):
+    """Four parts of 15 or 150 queries, padded to 128 or 256, and two of the heads."""
+    segments, heads, kv_heads, seen, cap = CASES[name]
+    kv_heads = max(kv_heads, 2)
+    given = arguments(segments, heads, kv_heads, seen)
+    function = partial(attend_splash, scale=SCALE, softcap=cap, interpret=True)
+    with jax.set_mesh(make_mesh(MeshConfig(tensor=2, sequence=4))):
+        found = results(function, *given)
+        split = results(partial(attend, scale=SCALE, chunk=7), *given)
+    expected = results(partial(attend, scale=SCALE), *given)
+    assert_close(found, expected)
+    assert_close(split, expected)
+    shape = found[0].shape
+    local = (shape[0], heads // 2, shape[2] // 4, 16)
+    assert found[0].sharding.shard_shape(shape) == local
+    assert split[0].sharding.shard_shape(shape)[2] == local[2]
+
+
 def test_rows_that_the_mesh_does_not_divide_take_the_plain_path():
     given = arguments(SEGMENTS, 4, 2, {})  # three rows
     with jax.set_mesh(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):

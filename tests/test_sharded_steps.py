@@ -21,8 +21,6 @@ from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.sharding import MeshConfig
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 
 def preference_program(mesh=None):
     config = SupervisedConfig(
@@ -44,14 +42,19 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("kind", PROGRAMS)
-def test_one_device_and_eight_agree(kind):
-    """2 x 2 x 2 devices (data, fsdp, tensor) and one device: the same parameters to 1e-5."""
+WITHOUT_SEQUENCE = MeshConfig(2, 2, 2)
+CASES = [*((kind, WITHOUT_SEQUENCE) for kind in PROGRAMS), ("dpo", MeshConfig(1, 2, 2, 2))]
+
+
+@pytest.mark.parametrize(("kind", "wanted"), CASES)
+def test_one_device_and_eight_agree(kind, wanted):
+    """2 x 2 x 2 devices (data or sequence, fsdp, tensor) and one: the same parameters to 1e-5."""
     found = []
-    for mesh in (MeshConfig(), MeshConfig(2, 2, 2)):
+    for mesh in (MeshConfig(), wanted):
         program = PROGRAMS[kind](mesh)
         state = program.start(jax.random.key(0))
-        pairs = {k: v[:8] for k, v in preferences().items()}
+        time = 9 if wanted.sequence == 1 else 10
+        pairs = {k: v[:8] for k, v in preferences(time=time).items()}
         batch = pairs if kind in ("reward_model", "dpo") else None
         frozen = MODEL.init(jax.random.key(1)) if kind == "dpo" else None
         with jax.set_mesh(program.mesh) if program.mesh else jax.default_device(jax.devices()[0]):

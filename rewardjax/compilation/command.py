@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--topology", metavar="GENERATION:AxB", help="such as v5e:4x4 (default: the experiment's)"
     )
     parser.add_argument(
-        "--mesh", metavar="data=N,tensor=N", help="default: the scale's; fsdp takes the rest"
+        "--mesh",
+        metavar="data=N,tensor=N,sequence=N",
+        help="default: the scale's; fsdp takes the rest",
     )
     parser.add_argument("--programs", metavar="A,B", help="only these")
     parser.add_argument(
@@ -142,7 +145,7 @@ def _report(workload: "Workload", mesh: Any, where: Topology, fit: str | None) -
 
 
 def mesh_for(config: Any, devices: int, wanted: str | None) -> "MeshConfig":
-    """A mesh over all devices: the `data` and `tensor` of a configuration or of `wanted`.
+    """A mesh over all devices: the axes of a configuration or of `wanted`, `fsdp` what is left.
 
     Args:
       config: its first mesh of several devices is taken, if it has one at any depth.
@@ -152,23 +155,24 @@ def mesh_for(config: Any, devices: int, wanted: str | None) -> "MeshConfig":
     Raises:
       CompileError: `wanted` is not of that form, or the axes do not divide the devices.
     """
+    from rewardjax.partitioning import MESH_AXES
     from rewardjax.training.sharding import MeshConfig
 
     base = next(_meshes(config), MeshConfig())
-    sizes = {"data": base.data, "tensor": base.tensor}
+    sizes = {name: getattr(base, name) for name in MESH_AXES if name != "fsdp"}
     if wanted is not None:
-        sizes = {"data": 1, "tensor": 1}
+        sizes = dict.fromkeys(sizes, 1)
         for part in wanted.split(","):
             axis, _, size = part.partition("=")
-            if axis not in ("data", "fsdp", "tensor") or not size.isdigit() or int(size) < 1:
+            if axis not in MESH_AXES or not size.isdigit() or int(size) < 1:
                 raise CompileError(
                     f"--mesh: expected such as data=1,fsdp=4,tensor=4, found {part!r}"
                 )
             sizes[axis] = int(size)
-    rest, over = divmod(devices, sizes["data"] * sizes["tensor"])
+    rest, over = divmod(devices, math.prod(n for axis, n in sizes.items() if axis != "fsdp"))
     if over or sizes.get("fsdp", rest) != rest:
         raise CompileError(f"mesh: {sizes} does not divide the {devices} devices of the slice")
-    return MeshConfig(sizes["data"], rest, sizes["tensor"])
+    return MeshConfig(**{**sizes, "fsdp": rest})
 
 
 def _meshes(config: Any) -> Iterator["MeshConfig"]:

@@ -54,8 +54,10 @@ def _turns(name: str, params: dict[str, Any]) -> int:
         return params["length"]
     if name == "pallas_call":
         return math.prod(params["grid_mapping"].grid)
-    # What is written for one device runs on each.
-    return params["mesh"].size if name == "shard_map" else 1
+    if name != "shard_map":
+        return 1
+    # What is written for one device runs on each of those that it maps over.
+    return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
 
 
 def _product(equation: core.JaxprEqn) -> float:

@@ -3,11 +3,14 @@
 import dataclasses
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+from rewardjax.partitioning import spec, time_shards
 
 
 @struct.dataclass
@@ -150,7 +153,31 @@ def attend(
 
     With `chunk`, so many queries at a time, forwards and backwards: neither the matrix of scores,
     queries by keys, nor their mask ever exists whole.
+
+    On a mesh with `sequence`, which cuts whole rows' time axis, each of its devices has its own part of
+    the queries (and of a chunk), and the keys and values of all.
     """
+    shards = 1 if visible.query_slots is not None else time_shards(queries.shape[2])
+    local = partial(
+        _in_chunks, scale=scale, softcap=softcap, chunk=chunk and math.ceil(chunk / shards)
+    )
+    if shards == 1:
+        return local(queries, keys, values, visible)
+    # Left to the compiler, the keys' gradients may be summed over the devices chunk by chunk.
+    cut, whole = spec((None, None, "time")), spec(())
+    seen: dict[str, Any] = {"query_segments": spec((None, "time")), "key_segments": whole}
+    seen["query_slots"] = spec(("time",))
+    visible = dataclasses.replace(visible, query_slots=visible.slots)
+    return jax.shard_map(
+        local,
+        in_specs=(cut, whole, whole, dataclasses.replace(visible, **seen)),
+        out_specs=cut,
+        axis_names={"sequence"},
+        check_vma=False,
+    )(queries, keys, values, visible)
+
+
+def _in_chunks(queries, keys, values, visible, *, scale, softcap, chunk):
     some = partial(_attend, scale=scale, softcap=softcap)
     time = queries.shape[2]
     if chunk is None or time <= chunk:

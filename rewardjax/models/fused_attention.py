@@ -11,17 +11,17 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float
 
 from rewardjax.models.attention import Visibility, attend
-from rewardjax.partitioning import spec
+from rewardjax.partitioning import spec, time_shards
 
 LANES = 128  # of a TPU's vector registers: what splash attention's blocks are multiples of
 BLOCK = 512  # queries, and keys, of the largest block
 
 QUERIES = ("batch", "heads", None, None)
 KEYS = ("batch", "kv_heads", None, None)
-SEGMENTS = ("batch", None)
 
 
 def attend_fused(
@@ -44,7 +44,8 @@ def attend_fused(
         if _divided(queries, QUERIES) and _divided(keys, KEYS):
             kernels["tpu"] = partial(attend_splash, scale=scale, softcap=softcap)
         # Tracing cuDNN's asks for its library.
-        if jax.default_backend() == "gpu" and cudnn_takes(queries, softcap):
+        whole = time_shards(queries.shape[2]) == 1
+        if jax.default_backend() == "gpu" and whole and cudnn_takes(queries, softcap):
             kernels["cuda"] = partial(attend_cudnn, scale=scale)
     if not kernels:
         return plain(queries, keys, values, visible)
@@ -65,6 +66,8 @@ def attend_splash(
 ) -> Float[Array, "batch heads time head_dim"]:
     """Self-attention of whole rows by splash attention, each device on its own rows and heads.
 
+    On a mesh with `sequence` a device has one part of the queries, and the keys and values of all.
+
     Args:
       queries, keys, values: of the same tokens; on a mesh, their batch and heads are divided by it.
       visible: without `query_slots`.
@@ -72,49 +75,63 @@ def attend_splash(
       softcap: `softcap * tanh(score / softcap)` takes the scores' place.
       interpret: emulate the kernel, slowly, on any platform.
     """
-    local = partial(
-        _splash,
-        causal=visible.causal,
-        window=visible.window,
-        scale=scale,
-        softcap=softcap,
-        interpret=interpret,
-    )
-    if not jax.sharding.get_abstract_mesh().empty:
-        inputs = spec(QUERIES), spec(KEYS), spec(KEYS), spec(SEGMENTS)
-        local = jax.shard_map(local, in_specs=inputs, out_specs=inputs[0], check_vma=False)
-    return local(queries, keys, values, visible.key_segments)
-
-
-def _splash(queries, keys, values, segments, *, causal, window, scale, softcap, interpret):
     # Imported by the programs that have it: all others do without Pallas.
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+    mesh = jax.sharding.get_abstract_mesh()
+    shards = mesh.shape.get("sequence", 1)
     heads, time = queries.shape[1:3]
-    blocks = math.ceil(time / BLOCK)
-    block = math.ceil(time / blocks / LANES) * LANES
-    length = blocks * block
+    blocks = math.ceil(time / shards / BLOCK)  # of one shard's queries
+    block = math.ceil(time / shards / blocks / LANES) * LANES
+    length = shards * blocks * block
 
     def pad(x, axis):
         return jnp.pad(x, [(0, length - time if i == axis else 0) for i in range(x.ndim)])
+
+    kernel = _splash(
+        heads // mesh.shape.get("tensor", 1),
+        length,
+        block,
+        shards,
+        causal=visible.causal,
+        window=visible.window,
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
+    )
+
+    def local(kernel, queries, keys, values, *segments):
+        return jax.vmap(kernel)(queries, keys, values, splash.SegmentIds(*segments))
+
+    if not mesh.empty:
+        # The part of the mask that a shard's queries see is its part of the kernel.
+        parts = kernel.manual_sharding_spec(NamedSharding(mesh, spec((None, "time"))))
+        q, k, rows = spec(("batch", "heads", "time")), spec(KEYS), ("batch", "time")
+        inputs = parts, q, k, k, spec(rows), spec(rows[:1])
+        local = jax.shard_map(local, in_specs=inputs, out_specs=q, check_vma=False)
+    segments = pad(visible.key_segments, 1)
+    mixed = local(
+        kernel, pad(queries * scale, 2), pad(keys, 2), pad(values, 2), segments, segments
+    )[:, :, :time]
+    # To the kernel padding is one more document.
+    return jnp.where(visible.key_segments[:, None, :, None] != 0, mixed, 0)
+
+
+def _splash(heads, length, block, shards, *, causal, window, **options):
+    """The kernel for `shards` parts of a row's queries, each a multiple of `block`."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     square = (length, length)
     mask: splash.Mask = splash.CausalMask(square) if causal else splash.FullMask(square)
     if window is not None:
         mask = splash.LocalMask(square, (window - 1, 0 if causal else window - 1), offset=0)
     sizes = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
-    kernel = splash.make_splash_mha_single_device(
+    return splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(**dict.fromkeys(sizes, block)),
-        attn_logits_soft_cap=softcap,
-        interpret=interpret,
+        head_shards=1,
+        q_seq_shards=shards,
+        **options,
     )
-    padded = pad(segments, 1)
-    mixed = jax.vmap(kernel)(
-        pad(queries * scale, 2), pad(keys, 2), pad(values, 2), splash.SegmentIds(padded, padded)
-    )
-    # To the kernel padding is one more document.
-    return jnp.where(segments[:, None, :, None] != 0, mixed[:, :, :time], 0)
 
 
 def cudnn_takes(queries: Float[Array, "..."], softcap: float | None) -> bool:

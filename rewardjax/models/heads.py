@@ -1,4 +1,9 @@
-"""Small modules that turn a backbone's hidden states into scores."""
+"""Scorers: one backbone, and a small head that reads numbers from its states.
+
+What the numbers mean is said by the pure functions that read them: one is a scalar reward (`losses.
+bradley_terry`) or a value, nine are the logits of a rating (`losses.ordinal`), 2k an embedding of
+preference (`losses.preference_score`), several a regression on attributes.
+"""
 
 import dataclasses
 from typing import Any
@@ -13,26 +18,28 @@ from rewardjax.models.transformer import Transformer, TransformerConfig, weight
 
 
 class Head(nn.Module):
-    """A float32 linear read-out of `outputs` numbers; starts at 0 unless `spread` is given.
+    """A float32 read-out of `outputs` numbers, linear or through a layer of `hidden` SiLU units.
 
-    A scalar head (`outputs=1`) serves reward models and critics, several outputs serve attribute
-    regression.
+    It starts at 0 unless the weights of its last layer get a `spread` (a standard deviation).
     """
 
     outputs: int = 1
     bias: bool = True
     spread: float = 0.0
+    hidden: int = 0
 
     @nn.compact
-    def __call__(self, hidden: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
+    def __call__(self, states: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
         """Read `outputs` numbers from each hidden state."""
-        init = nn.initializers.normal(self.spread) if self.spread else nn.initializers.zeros
-        kernel = weight(
-            self, "kernel", (hidden.shape[-1], self.outputs), ("width", None), init=init
-        )
-        y = hidden.astype(jnp.float32) @ kernel
+        zeros, axis = nn.initializers.zeros, "width"
+        x = states.astype(jnp.float32)
+        if self.hidden:
+            x = x @ weight(self, "hidden_kernel", (x.shape[-1], self.hidden), ("width", None))
+            x = nn.silu(x + weight(self, "hidden_bias", (self.hidden,), (None,), init=zeros))
+            axis = None
+        init = nn.initializers.normal(self.spread) if self.spread else zeros
+        y = x @ weight(self, "kernel", (x.shape[-1], self.outputs), (axis, None), init=init)
         if self.bias:
-            zeros = nn.initializers.zeros
             y = y + weight(self, "bias", (self.outputs,), (None,), init=zeros)
         return y
 
@@ -53,11 +60,14 @@ class Scorer(nn.Module):
 
     config: TransformerConfig
     outputs: int = 1
+    bias: bool = True
+    spread: float = 0.0
+    hidden: int = 0
 
     def setup(self):
         """Backbone and head."""
         self.backbone = Transformer(self.config)
-        self.head = Head(self.outputs)
+        self.head = Head(self.outputs, self.bias, self.spread, self.hidden)
 
     def __call__(
         self, tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
@@ -69,8 +79,16 @@ class Scorer(nn.Module):
         self, tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
     ) -> Float[Array, "batch time outputs"]:
         """The head's outputs at every step."""
-        hidden, _ = self.backbone(tokens, valid.astype(jnp.int32))
-        return self.head(hidden)
+        states, _ = self.states(tokens, valid.astype(jnp.int32))
+        return self.read(states)
+
+    def states(self, tokens, segments, positions=None, cache=None):
+        """What `Transformer.__call__` gives: the states that the head reads, and the cache."""
+        return self.backbone(tokens, segments, positions, cache)
+
+    def read(self, states: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
+        """The head's outputs on states of the backbone."""
+        return self.head(states)
 
     def before_steps(
         self, tokens: Int[Array, "batch time"], valid: Bool[Array, "batch time"]
@@ -81,15 +99,24 @@ class Scorer(nn.Module):
 
 @dataclasses.dataclass(frozen=True)
 class RewardModel:
-    """Pure functions of `params` for a scorer: sequences to scores."""
+    """Pure functions of `params` for a scorer: sequences to scores.
+
+    Attributes:
+      config: of the backbone.
+      outputs: numbers that the head reads at each step.
+      bias, spread, hidden: of the `Head`.
+    """
 
     config: TransformerConfig
     outputs: int = 1
+    bias: bool = True
+    spread: float = 0.0
+    hidden: int = 0
 
     @property
     def module(self) -> Scorer:
         """The Flax module behind the functions."""
-        return Scorer(self.config, self.outputs)
+        return Scorer(self.config, self.outputs, self.bias, self.spread, self.hidden)
 
     def boxed_init(self, key: PRNGKeyArray, backbone=None):
         """Fresh parameters with logical axis names; those of the backbone are `backbone` if given."""
@@ -113,6 +140,24 @@ class RewardModel:
         flat = tokens.reshape(-1, time), valid.reshape(-1, time)
         found: Any = self.module.apply({"params": params}, *flat)
         return found.reshape(*lead, self.outputs)
+
+    def steps(
+        self, params, tokens: Int[Array, "*batch time"], valid: Bool[Array, "*batch time"]
+    ) -> Float[Array, "*batch time outputs"]:
+        """The head's outputs at every step, with any leading axes."""
+        flat = (x.reshape(-1, x.shape[-1]) for x in (tokens, valid))
+        found: Any = self.module.apply({"params": params}, *flat, method="steps")
+        return found.reshape(*tokens.shape, self.outputs)
+
+    def states(self, params, tokens, segments, positions=None, cache=None):
+        """Hidden states `[batch, time, width]`, and the cache if there is one."""
+        arguments = tokens, segments, positions, cache
+        return self.module.apply({"params": params}, *arguments, method="states")
+
+    def read(self, params, states: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
+        """The head's outputs on hidden states."""
+        found: Any = self.module.apply({"params": params}, states, method="read")
+        return found
 
     def score(
         self, params, tokens: Int[Array, "*batch time"], valid: Bool[Array, "*batch time"]

@@ -1,6 +1,7 @@
 """A transformer as a distribution over token sequences: the only place where predictions shift."""
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from rewardjax.models.transformer import Cache, Transformer, TransformerConfig, init_cache
-from rewardjax.partitioning import constrain
+from rewardjax.partitioning import constrain, time_shards
 
 
 def state_before(hidden: Float[Array, "batch time ..."]) -> Float[Array, "batch time ..."]:
@@ -141,22 +142,33 @@ class LanguageModel:
 
 
 def _in_chunks(read, chunk: int | None, states: Array, chosen: Array):
-    """`read(states, chosen)` for `chunk` columns at a time, so that not all logits exist at once."""
-    time = chosen.shape[1]
+    """`read(states, chosen)` for `chunk` columns at a time, so that not all logits exist at once.
+
+    Where the mesh cuts the time axis, a chunk has columns of each of its parts.
+    """
+    batch, time = chosen.shape
     if chunk is None or time <= chunk:
         return read(states, chosen)
+    shards = time_shards(time)
+    part, size = time // shards, math.ceil(chunk / shards)
 
     def cut(x):
-        x = jnp.pad(x, ((0, 0), (0, -time % chunk), *((0, 0),) * (x.ndim - 2)))
-        return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+        x = x.reshape(batch, shards, part, *x.shape[2:])
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, -part % size), *((0, 0),) * (x.ndim - 3)))
+        x = jnp.moveaxis(x.reshape(batch, shards, -1, size, *x.shape[3:]), 2, 0)
+        x = x.reshape(-1, batch, shards * size, *x.shape[4:])
+        return constrain(x, None, "batch", "time", *(None,) * (x.ndim - 3))
+
+    def join(x):
+        x = jnp.moveaxis(x.reshape(-1, batch, shards, size), 0, 2)
+        return x.reshape(batch, shards, -1)[:, :, :part].reshape(batch, time)
 
     one = jax.checkpoint(lambda x: read(*x))
-    parts = jax.lax.map(one, (cut(states), cut(chosen)))
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(x.shape[1], -1)[:, :time], parts)
+    return jax.tree.map(join, jax.lax.map(one, (cut(states), cut(chosen))))
 
 
 def sampling_axes(names: tuple[str | None, ...]) -> tuple[str | None, ...]:
-    """A parameter's logical axes while decoding: those that `fsdp` would cut are whole."""
+    """A parameter's logical axes while decoding: those that training's shards would cut are whole."""
     return tuple(None if name == "embed" else name for name in names)
 
 

@@ -211,7 +211,7 @@ class Attention(nn.Module):
             bias = weight(self, f"{name}_bias", (size,), (axis,), c.param_dtype, zeros)
             y = y + bias.astype(x.dtype)
         y = y.reshape(*y.shape[:2], heads, c.head_dim).swapaxes(1, 2)
-        return constrain(y, "batch", axis, None, None)
+        return constrain(y, "batch", axis, "time", None)
 
 
 def _projections(c: TransformerConfig):
@@ -233,7 +233,7 @@ class MLP(nn.Module):
         down = weight(self, "down", (c.mlp_width, c.width), out, c.param_dtype).astype(x.dtype)
         act = jax.nn.silu if c.gate == "silu" else jax.nn.gelu
         y = act(project(x, gate)) * project(x, up)
-        return project(constrain(y, "batch", None, "mlp"), down)
+        return project(constrain(y, "batch", "time", "mlp"), down)
 
 
 class Block(nn.Module):
@@ -256,7 +256,7 @@ class Block(nn.Module):
         )
         x = x + post("attention_post_norm", y)
         y = MLP(c, name="mlp")(RMSNorm(c, name="mlp_norm")(x))
-        return constrain(x + post("mlp_post_norm", y), "batch", None, "width"), cache
+        return constrain(x + post("mlp_post_norm", y), "batch", "time", "width"), cache
 
 
 class Group(nn.Module):
@@ -364,7 +364,7 @@ class Transformer(nn.Module):
             x = x * jnp.asarray(c.width**0.5, x.dtype)
         if given is not None:
             x = jnp.where(given[1][..., None], given[0].astype(x.dtype), x)
-        x = constrain(x, "batch", None, "width")
+        x = constrain(x, "batch", "time", "width")
         layers = None if cache is None else cache.layers
         x, layers = self._stack(x, layers, positions, visible, slot)
         if cache is not None:
@@ -393,7 +393,7 @@ class Transformer(nn.Module):
         c = self.config
         matrix = self.embedding.T if c.tied_embeddings else self.unembedding
         logits = jnp.matmul(hidden, matrix.astype(hidden.dtype), preferred_element_type=jnp.float32)
-        logits = constrain(logits, "batch", *(None,) * (logits.ndim - 2), "vocab")
+        logits = constrain(logits, "batch", *("time",) * (logits.ndim - 2), "vocab")
         if c.logit_softcap is not None:
             logits = c.logit_softcap * jnp.tanh(logits / c.logit_softcap)
         return logits
