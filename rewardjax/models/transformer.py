@@ -273,14 +273,15 @@ class Group(nn.Module):
         (x, caches), out = carry, []
         for i, span in enumerate(self.config.spans):
             cache = None if caches is None else caches[i]
-            x, cache = _remat(self.config)(self.config, span, name=f"block_{i}")(
+            x, cache = block_of(self.config)(self.config, span, name=f"block_{i}")(
                 x, positions, visible, cache, slot, turn
             )
             out.append(cache)
         return (x, None if caches is None else tuple(out)), None
 
 
-def _remat(c: TransformerConfig):
+def block_of(c: TransformerConfig):
+    """`Block`, recomputed in the backward pass as far as `remat` says."""
     if c.remat == "none":
         return Block
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if c.remat == "dots" else None
@@ -321,7 +322,7 @@ class Transformer(nn.Module):
             if rest:  # the start of one more period
                 self.tail = _scanned(dataclasses.replace(c, layers=rest, spans=c.spans[:rest]), 1)
         else:
-            block = _remat(c)
+            block = block_of(c)
             self.blocks = [
                 block(c, c.spans[i % len(c.spans)], name=f"block_{i}") for i in range(c.layers)
             ]

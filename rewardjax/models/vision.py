@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from rewardjax.models.attention import Visibility
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.projection import project
-from rewardjax.models.transformer import Block, Transformer, TransformerConfig, weight
+from rewardjax.models.transformer import Transformer, TransformerConfig, block_of, weight
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,9 @@ class VisionEncoder(nn.Module):
             places = jnp.broadcast_to(jnp.arange(c.patches), x.shape[:2])
             one = jnp.ones(x.shape[:2], jnp.int32)
             everywhere = {"global": Visibility(one, one, causal=False)}
+            block = block_of(blocks)
             for i in range(blocks.layers):
-                x, _ = Block(blocks, "global", name=f"block_{i}")(x, places, everywhere, None, 0)
+                x, _ = block(blocks, "global", name=f"block_{i}")(x, places, everywhere, None, 0)
         return self._mlp("project", self._pool(content, x) if c.pooled else x, self.width)
 
     def _pool(self, content: Array, x: Array) -> Float[Array, "batch pooled size"]:
