@@ -144,10 +144,10 @@ PAPER = Config(
     model=QWEN25_7B,
     rl=PolicyGradientConfig(
         prompts=32,
-        micro_batches=128,
+        micro_batches=512,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=200, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(fsdp=4, tensor=4, sequence=4),
+        mesh=MeshConfig(tensor=4, sequence=4),
     ),
     group_size=16,
     max_turns=10,
@@ -195,6 +195,5 @@ EXPERIMENT = Experiment(
     first_arms=("grpo_f1", "igpo"),
     first_seeds=2,
     curves=("eval/accuracy", "credit/silent", "gain/useful"),
-    topology="v5e:8x8",
-    workloads=partial(reinforcement, prompt=2048, response=10 * 3072, slots=32),
+    workloads=partial(reinforcement, prompt=2048, response=10 * 3072, slots=8),
 )
