@@ -78,6 +78,21 @@ def log_mean_exp(values: Float[Array, "*shape"], axis: int = -1) -> Float[Array,
     return jax.nn.logsumexp(values, axis=axis) - jnp.log(values.shape[axis])
 
 
+def ranks(values: Num[Array, "n"]) -> Float[Array, "n"]:
+    """Places in rising order, from 0; ties share the mean of theirs."""
+    ordered = jnp.sort(values)
+    below, upto = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    return (below + upto - 1) / 2
+
+
+def spearman(a: Num[Array, "n"], b: Num[Array, "n"]) -> Float[Array, ""]:
+    """Correlation of the ranks, -1 to 1; 0 where all values of one are equal."""
+    x, y = (ranks(values) for values in (a, b))
+    x, y = x - jnp.mean(x), y - jnp.mean(y)
+    scale = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
+    return jnp.sum(x * y) / jnp.where(scale > 0, scale, 1.0)
+
+
 def to_groups(
     values: Shaped[Array, "batch ..."], group_size: int
 ) -> Shaped[Array, "groups size ..."]:

@@ -233,6 +233,34 @@ def test_log_sigmoid_centred_by_hand():
         rewards.log_sigmoid_centred(reward, references, 1.0)
 
 
+def test_a_quantile_of_the_references_themselves():
+    references = jnp.array([[4.0, 0.0, 1.0, 3.0, 2.0], [0.0, 0.0, 10.0, 10.0, 10.0]])
+    np.testing.assert_allclose(rewards.sample_quantile(references, 0.85), [3.4, 10.0], rtol=1e-6)
+    np.testing.assert_allclose(
+        rewards.log_sigmoid_centred(f(3.4, 9), references, estimate=rewards.sample_quantile),
+        np.log(logistic(np.array([0, -1]))),
+        rtol=1e-5,
+    )
+    with pytest.raises(ValueError, match=r"inside \(0, 1\), found 0.0"):
+        rewards.sample_quantile(references, 0.0)
+
+
+def test_being_good_in_all_ways_and_in_any_by_hand():
+    """Probabilities 1/2 and 3/4: both 3/8, either 7/8; far out, sums and the larger margin."""
+    margins = jnp.array([[0.0, np.log(3.0)], [-200.0, -100.0], [50.0, 60.0]])
+    both = [np.log(3 / 8), -300.0, 0.0]
+    np.testing.assert_allclose(rewards.log_conjunction(margins), both, rtol=1e-6, atol=1e-6)
+    either = [np.log(7 / 8), -100.0, 0.0]
+    np.testing.assert_allclose(rewards.log_disjunction(margins), either, rtol=1e-6, atol=1e-6)
+
+
+def test_one_way_of_being_good_is_the_log_sigmoid():
+    margins = jnp.array([[-3.0], [0.0], [2.0]])
+    expected = np.log(logistic(np.array([-3, 0, 2])))
+    np.testing.assert_allclose(rewards.log_conjunction(margins), expected, rtol=1e-6)
+    np.testing.assert_allclose(rewards.log_disjunction(margins), expected, rtol=1e-6)
+
+
 def test_length_guard_by_hand():
     lengths = jnp.array([5, 10, 14])
     guarded = rewards.length_guard(f(1, 1, 1), lengths, limit=10.0, rate=0.25)

@@ -5,7 +5,6 @@ scorer k sees, `f(x)` the mixture's weights, s the logistic function.
 """
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 

@@ -31,7 +31,8 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, states: Float[Array, "*batch width"]) -> Float[Array, "*batch outputs"]:
         """Read `outputs` numbers from each hidden state."""
-        zeros, axis = nn.initializers.zeros, "width"
+        zeros = nn.initializers.zeros
+        axis: str | None = "width"
         x = states.astype(jnp.float32)
         if self.hidden:
             x = x @ weight(self, "hidden_kernel", (x.shape[-1], self.hidden), ("width", None))

@@ -1,11 +1,12 @@
 """A reward model's backbone that was trained on many people's preferences, then frozen.
 
-Writers answer, and annotators who want different things compare (`PreferenceWorld` says what there is
-to want). A transformer with a head for each annotator learns all their choices by Bradley-Terry; the
-heads are thrown away. What small heads make of its features is then a matter of milliseconds.
+Writers answer, and annotators who want different aspects of a response compare. A transformer with a
+head for each annotator learns all their choices by Bradley-Terry; the heads are thrown away. What small
+heads make of its features is then a matter of milliseconds.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,11 +25,19 @@ from rewardjax.recipes.preference_lab import TINY
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.statistics import Mean
 from rewardjax.tasks.annotators import compare
-from rewardjax.tasks.preference_world import ATTRIBUTES, PreferenceWorld
+from rewardjax.tasks.preference_world import PreferenceWorld
 from rewardjax.training.loop import LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig
 from rewardjax.training.run import Run
 from rewardjax.trajectory import Prompts, Trajectory, respond
+
+# What can be wanted of responses: (world, traj) -> [batch, aspects].
+Aspects = Callable[[PreferenceWorld, Trajectory], Float[Array, "batch aspects"]]
+
+
+def attributes(world: PreferenceWorld, traj: Trajectory) -> Float[Array, "batch aspects"]:
+    """The world's attributes."""
+    return world.attributes(traj.tokens, traj.mask, traj.info)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +48,8 @@ class BackboneConfig:
       world: prompts, writers, attributes of responses.
       instructions: tokens beyond the world's vocabulary that can stand before a prompt.
       model: sizes; its vocabulary holds the instructions as well.
-      annotators: how many taught it; each wants a random direction of the standardised attributes.
-      temperature: of their choices, in standard deviations of an attribute.
+      annotators: how many taught it; each wants a random direction of the standardised aspects.
+      temperature: of their choices, in standard deviations of an aspect.
       fit: batch_size pairs a step, each compared by all annotators.
     """
 
@@ -57,9 +66,17 @@ class BackboneConfig:
 
 
 class FrozenBackbone:
-    """The backbone's programs, compiled once; seeds share them."""
+    """The backbone's programs, compiled once; seeds share them.
 
-    def __init__(self, config: BackboneConfig):
+    Args:
+      config: the world, the transformer, its training.
+      aspects: `(world, traj) -> [batch, aspects]`, what there is to want; the world's attributes without.
+
+    Raises:
+      ValueError: the model's vocabulary is too small for the world's and the instructions.
+    """
+
+    def __init__(self, config: BackboneConfig, aspects: Aspects | None = None):
         needed = config.world.vocab_size + config.instructions
         if config.model.vocab < needed:
             raise ValueError(f"model.vocab: expected at least {needed}, found {config.model.vocab}")
@@ -69,9 +86,10 @@ class FrozenBackbone:
         self._fit = Supervised(
             config.fit, init=self._scorer.boxed_init, loss=self._loss, batches=self._comparisons
         )
+        self._aspects = aspects or attributes
         written = jax.jit(self.write, static_argnums=1)(jax.random.key(0), 1024)
-        attributes = self.world.attributes(written.tokens, written.mask, written.info)
-        self._spread = np.std(attributes, axis=0)
+        typical = np.asarray(self._aspects(self.world, written))
+        self._mean, self._spread = typical.mean(axis=0), typical.std(axis=0)
 
     def train(self, run: Run) -> Any:
         """The backbone's parameters."""
@@ -85,9 +103,9 @@ class FrozenBackbone:
         tokens, valid, _ = self.world.writers(write_key, prompts)
         return respond(prompts, tokens, valid)
 
-    def standardised(self, traj: Trajectory) -> Float[Array, "batch attributes"]:
-        """Attributes of responses, in standard deviations of what writers write."""
-        return self.world.attributes(traj.tokens, traj.mask, traj.info) / self._spread
+    def standardised(self, traj: Trajectory) -> Float[Array, "batch aspects"]:
+        """Aspects of responses: 0 for what writers write on average, 1 a standard deviation more."""
+        return (self._aspects(self.world, traj) - self._mean) / self._spread
 
     def features(self, params: Any, traj: Trajectory) -> Features:
         """Features `[batch, width]` of prompts and responses."""
@@ -108,7 +126,7 @@ class FrozenBackbone:
         write_key, label_key = jax.random.split(key)
         traj = self.write(write_key, n)
         # Who annotates is a property of the world, not of the batch.
-        tastes = jax.random.normal(jax.random.key(1), (len(ATTRIBUTES), c.annotators))
+        tastes = jax.random.normal(jax.random.key(1), (len(self._spread), c.annotators))
         utility = (self.standardised(traj) @ tastes).reshape(n, 2, c.annotators)
         first = compare(label_key, utility[:, 0], utility[:, 1], temperature=c.temperature)
         batch = language_batch(traj)

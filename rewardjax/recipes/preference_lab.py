@@ -11,15 +11,21 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from rewardjax import losses, rewards
 from rewardjax.data.sources import ArraySource
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
-from rewardjax.recipes.objectives import language_modelling, reward_modelling
-from rewardjax.recipes.policy_gradient import Learner, PolicyGradient, PolicyGradientConfig, scored
+from rewardjax.recipes.objectives import direct_preference, language_modelling, reward_modelling
+from rewardjax.recipes.policy_gradient import (
+    Annotate,
+    Learner,
+    PolicyGradient,
+    PolicyGradientConfig,
+    scored,
+)
 from rewardjax.recipes.preference_data import comparisons, demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
@@ -70,10 +76,23 @@ def pairwise(scores, batch):
 
 
 class PreferenceLab:
-    """The lab's programs, compiled once; seeds share them."""
+    """The lab's programs, compiled once; seeds share them.
 
-    def __init__(self, config: LabConfig):
+    Args:
+      config: world, models and annotators.
+      annotate: writes more of what frozen parameters say, once the proxy is there.
+      measure: more metrics of annotated rows.
+    """
+
+    def __init__(
+        self,
+        config: LabConfig,
+        *,
+        annotate: Annotate | None = None,
+        measure: Callable[[Trajectory], Metrics] | None = None,
+    ):
         self.config, self.world = config, config.world
+        self._annotate_more, self._measure_more = annotate, measure
         self.scorer = RewardModel(config.model)
         self.policy = LanguagePolicy(
             LanguageModel(config.model),
@@ -100,20 +119,59 @@ class PreferenceLab:
         """Parameters of the initial policy."""
         return self._sft.run(run).params
 
-    def reward_model(self, run: Run, reference):
-        """Parameters of the proxy: compare the initial policy's responses, then fit."""
-        pairs = jax.tree.map(np.asarray, self._compare(reference, run.stage("comparisons").key))
+    def pairs(self, run: Run, reference, weights=None) -> dict[str, np.ndarray]:
+        """Compared responses of the initial policy, the preferred one first, as `comparisons` has them.
+
+        Args:
+          run: gives the key.
+          reference: the initial policy.
+          weights: what annotators see in each attribute, `[attributes]`: `seen` without them.
+        """
+        weights = self.seen if weights is None else weights
+        return jax.tree.map(np.asarray, self._compare(reference, run.key, weights))
+
+    @property
+    def seen(self) -> Float[Array, "attributes"]:
+        """What annotators see in each attribute: gold's weights and their bias."""
+        weights = self.world.gold_weights
+        return weights.at[ATTRIBUTES.index("gaudy")].add(self.config.annotator_bias)
+
+    def reward_model(self, run: Run, reference, pairs=None):
+        """Parameters of the proxy: compare the initial policy's responses, then fit.
+
+        Args:
+          run: its folder and key.
+          reference: the initial policy.
+          pairs: comparisons to fit, if there are some already.
+        """
+        pairs = self.pairs(run.stage("comparisons"), reference) if pairs is None else pairs
         source = ArraySource(pairs, self.config.reward_model.batch_size, run.seed)
         return self._fit.run(run, params=self.scorer.init(run.key, reference), source=source).params
 
-    def _comparisons(self, params, key) -> dict[str, Array]:
+    def direct_preference(
+        self, config: SupervisedConfig, *, beta: float, evaluation_prompts: int = 256
+    ) -> Supervised:
+        """DPO (arXiv:2305.18290) on pairs: run it from the reference, with `frozen` as `annotate` reads it.
+
+        It is evaluated as reinforcement is. `beta` is the weight of the KL divergence in its objective.
+        """
+        ratios = direct_preference(
+            self.policy.model, lambda found, batch: pairwise(beta * found, batch)
+        )
+        return Supervised(
+            config,
+            init=self.policy.model.boxed_init,
+            loss=lambda params, batch, frozen: ratios(params, batch, frozen["reference"]),
+            evaluate=partial(self.evaluate, prompts=evaluation_prompts),
+        )
+
+    def _comparisons(self, params, key, weights) -> dict[str, Array]:
         c, world = self.config, self.world
         prompt_key, sample_key, label_key = jax.random.split(key, 3)
         prompts = world.prompts(prompt_key, c.comparisons)
         traj = dataclasses.replace(self.policy, group_size=2).rollout(params, prompts, sample_key)
-        seen = world.gold_weights.at[ATTRIBUTES.index("gaudy")].add(c.annotator_bias)
         label = partial(compare, temperature=c.temperature, flip_rate=c.label_noise)
-        utility = world.gold(traj.tokens, traj.mask, traj.info, seen)
+        utility = world.gold(traj.tokens, traj.mask, traj.info, weights)
         return comparisons(traj, utility, label, label_key)
 
     def gold(self, traj: Trajectory) -> Float[Array, "batch"]:
@@ -122,21 +180,25 @@ class PreferenceLab:
 
     def annotate(self, frozen, traj: Trajectory) -> Trajectory:
         """Writes `proxy` and `reference_logprobs`: `frozen` has `reward_model` and `reference`."""
-        return traj.with_info(
+        traj = traj.with_info(
             proxy=self.scorer.score(frozen["reward_model"], traj.tokens, traj.valid),
             reference_logprobs=self.policy.score(frozen["reference"], traj).logprobs,
         )
+        return traj if self._annotate_more is None else self._annotate_more(frozen, traj)
 
     def policy_gradient(
         self,
         config: PolicyGradientConfig,
         *,
         shape: Callable[[Trajectory], Float[Array, "batch"]],
+        token_reward: Callable[[Trajectory], Float[Array, "batch time"]] | None = None,
         kl: float,
         credit: Callable[..., Array],
         loss: Callable[..., losses.Loss],
         group_size: int = 1,
         learners: Mapping[str, Learner] | None = None,
+        select: Callable[[Trajectory, PRNGKeyArray], Trajectory] | None = None,
+        adjacent: int = 1,
         prompts=None,
         evaluation_prompts: int = 256,
     ) -> PolicyGradient:
@@ -145,11 +207,14 @@ class PreferenceLab:
         Args:
           config: budget; of its `prompts` samples, `group_size` share a prompt.
           shape: of an annotated trajectory, the outcome that is rewarded.
+          token_reward: of an annotated trajectory, what each step earns besides.
           kl: weight of the per-token KL penalty to the reference.
           credit: `(rewards, traj) -> advantages`.
           loss: `(scores, traj, advantages) -> Loss`.
           group_size: samples a prompt.
           learners: a critic, running statistics.
+          select: the rows to learn from, as `PolicyGradient` takes it.
+          adjacent: rows that stay side by side, as `PolicyGradient` takes it.
           prompts: `(key, n) -> Prompts`; without it they come from the run's source.
           evaluation_prompts: at each evaluation.
         """
@@ -160,7 +225,9 @@ class PreferenceLab:
                 "shaped": rewards.outcome(shape(traj), traj.mask, name="shaped"),
                 "kl": rewards.kl_penalty(traj, coefficient=kl),
             }
-            return rewards.weighted_sum(parts, {"shaped": 1.0, "kl": 1.0})
+            if token_reward is not None:
+                parts["token"] = rewards.dense(token_reward(traj), traj.mask, "token")
+            return rewards.weighted_sum(parts, dict.fromkeys(parts, 1.0))
 
         return PolicyGradient(
             dataclasses.replace(config, prompts=config.prompts // group_size),
@@ -173,6 +240,8 @@ class PreferenceLab:
             credit=credit,
             loss=scored(policy.score, loss),
             measure=self.measure,
+            select=select,
+            adjacent=adjacent,
             evaluate=partial(self.evaluate, prompts=evaluation_prompts),
         )
 
@@ -180,11 +249,14 @@ class PreferenceLab:
         """Gold, proxy, attributes and the sampled KL to the reference, of annotated rows."""
         attributes = self.world.attributes(traj.tokens, traj.mask, traj.info)
         divergence = jnp.where(traj.mask, traj.logprobs - traj.info["reference_logprobs"], 0.0)
+        more = {} if self._measure_more is None else self._measure_more(traj)
         return {
             "gold": Mean.of(self.gold(traj)),
             "proxy": Mean.of(traj.info["proxy"]),
             "kl": Mean.of(jnp.sum(divergence, axis=1)),
-        } | {name: Mean.of(attributes[:, i]) for i, name in enumerate(ATTRIBUTES)}
+            **{name: Mean.of(attributes[:, i]) for i, name in enumerate(ATTRIBUTES)},
+            **more,
+        }
 
     def evaluate(self, params, frozen, key, *, prompts: int) -> dict[str, Array]:
         """`measure` on fresh prompts, and the gold win rate against the reference policy.

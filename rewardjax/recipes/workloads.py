@@ -22,7 +22,12 @@ from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig, check_length
 from rewardjax.recipes.implicit_reward import implicit_process_reward
-from rewardjax.recipes.objectives import direct_preference, language_modelling, reward_modelling
+from rewardjax.recipes.objectives import (
+    ScoreLoss,
+    direct_preference,
+    language_modelling,
+    reward_modelling,
+)
 from rewardjax.recipes.policy_gradient import Learner, PolicyGradientConfig, scored
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.text_reward_model import TextConfig
@@ -56,7 +61,7 @@ def trajectory_of(mesh: Mesh, rows: int, time: int, **info: Any) -> Trajectory:
 
 
 def sequences_of(mesh: Mesh, *shape: int) -> dict[str, Any]:
-    """A batch of the supervised objectives: `[rows, length]`, or pairs `[rows, 2, length]`."""
+    """A batch of the supervised objectives: `[rows, length]`, or `[rows, responses, length]`."""
     flags = rows_of(mesh, bool, *shape)
     return {"tokens": rows_of(mesh, jnp.int32, *shape), "valid": flags, "mask": flags}
 
@@ -240,6 +245,31 @@ def imitation(
     return Workload(name, cut, program, 1, sizes_of(model.config))
 
 
+def objective_training(
+    model: Any,
+    config: SupervisedConfig,
+    loss: Callable[..., Loss],
+    batch: Callable[[Mesh], Any],
+    name: str,
+) -> Workload:
+    """A model's training by `loss(params, batch)` on batches of `config.batch_size` rows."""
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        cuts = config.batch_size // rows
+        return training(mesh, model.boxed_init, config.optimizer, loss, batch(mesh), cuts)
+
+    cut = config.batch_size // config.micro_batches
+    return Workload(name, cut, program, 1, sizes_of(model.config))
+
+
+def lists_of(mesh: Mesh, rows: int, responses: int, prompt: int, response: int) -> dict[str, Any]:
+    """Prompts with several responses each, as `models.multi_response` takes them."""
+    shapes = {"prompt": (rows, prompt), "responses": (rows, responses, response)}
+    tokens = {name: rows_of(mesh, jnp.int32, *shape) for name, shape in shapes.items()}
+    flags = {"prompt_valid": shapes["prompt"], "valid": shapes["responses"]}
+    return tokens | {name: rows_of(mesh, bool, *shape) for name, shape in flags.items()}
+
+
 def reward_model_training(
     scorer: RewardModel, config: SupervisedConfig, length: int, name: str = "reward_model"
 ) -> Workload:
@@ -263,11 +293,21 @@ def reward_model_training(
 
 
 def preference_training(
-    model: LanguageModel, config: SupervisedConfig, length: int, divergence=None, name: str = "dpo"
+    model: LanguageModel,
+    config: SupervisedConfig,
+    length: int,
+    divergence=None,
+    name: str = "dpo",
+    *,
+    ratio_loss: ScoreLoss | None = None,
+    responses: int = 2,
 ) -> Workload:
-    """DPO on pairs of `length` tokens each; `rows` are pairs. The reference is a second set of weights."""
+    """A loss on log-ratios of `responses` of `length` tokens each; `rows` are prompts.
 
-    def ratios(log_ratios, batch):
+    It is DPO's without `ratio_loss`. The reference is a second set of weights.
+    """
+
+    def dpo(log_ratios, batch):
         return losses.bradley_terry(0.1 * (log_ratios[:, 0] - log_ratios[:, 1]))
 
     def program(mesh: Mesh, rows: int) -> Program:
@@ -275,8 +315,8 @@ def preference_training(
             mesh,
             model.boxed_init,
             config.optimizer,
-            direct_preference(model, ratios, divergence),
-            sequences_of(mesh, config.batch_size, 2, length),
+            direct_preference(model, ratio_loss or dpo, divergence),
+            sequences_of(mesh, config.batch_size, responses, length),
             config.batch_size // rows,
             frozen=abstract(mesh, model.boxed_init, key_shape()),
         )

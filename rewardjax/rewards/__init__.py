@@ -27,3 +27,5 @@ from rewardjax.rewards.shaping import sample_quantile as sample_quantile
 from rewardjax.rewards.shaping import sigmoid as sigmoid
 from rewardjax.rewards.shaping import sigmoid_centred as sigmoid_centred
 from rewardjax.rewards.shaping import standardised as standardised
+from rewardjax.rewards.verbosity import debiasing as debiasing
+from rewardjax.rewards.verbosity import verbosity_penalties as verbosity_penalties

@@ -129,3 +129,26 @@ def rate(
         raise ValueError(f"low: expected less than high = {high}, found {low}")
     seen = utility + noise * jax.random.normal(key, utility.shape)
     return jnp.round(jnp.clip(seen, low, high))
+
+
+def rate_some(
+    key: Key[Array, ""],
+    score: Float[Array, "items objectives"],
+    *,
+    share: float,
+    noise: float | Float[Array, ""] = 0.1,
+) -> tuple[Float[Array, "items objectives"], Bool[Array, "items objectives"]]:
+    """Ratings in [0, 1] of some objectives of each item: (ratings, where there is one).
+
+    A rating is the score with normal noise, clipped; it is 0 where nobody rated.
+
+    Args:
+      key: consumed.
+      score: on the ratings' scale.
+      share: how often an objective of an item is rated, each independently.
+      noise: standard deviation.
+    """
+    seen_key, noise_key = jax.random.split(key)
+    rated = jax.random.bernoulli(seen_key, share, score.shape)
+    ratings = jnp.clip(score + noise * jax.random.normal(noise_key, score.shape), 0.0, 1.0)
+    return jnp.where(rated, ratings, 0.0), rated
