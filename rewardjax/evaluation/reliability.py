@@ -32,7 +32,7 @@ def r_squared(
             found = f"{np.min(x)} to {np.max(x)}"
             raise ValueError(f"edges: expected to hold every reward, {found}; found {edges}")
         index = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, len(edges) - 2)
-        count = np.bincount(index)
+        count = np.bincount(index).astype(np.float64)
         weight = count[count > 0]
         x, y = (np.bincount(index, v)[count > 0] / weight for v in (x, y))
     dx, dy = (v - np.average(v, weights=weight) for v in (x, y))
