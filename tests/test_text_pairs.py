@@ -33,7 +33,7 @@ BRADLEY_TERRY = PairHead(
 )
 ONE = SupervisedConfig(8, loop=LoopConfig(steps=2))
 TEXT = TextConfig(
-    vocab=320,
+    vocab=290,
     buckets=(32,),
     model=TransformerConfig(layers=1, width=16, heads=2, kv_heads=2, head_dim=8, mlp_width=16),
     pretraining=ONE,
