@@ -264,6 +264,10 @@ def workloads(config):
     ]
 
 
+FEW = "the posterior is the optimum for every n; at equal samples pairs come as near in so small a world"
+FURTHER = (
+    "the better of two wins for sure: twice as far from the SFT policy; at equal KL BRAIn is ahead"
+)
 NOISE = "toy experiments: variance of the gradient"
 SUMMARIES = "win rates on TL;DR and Anthropic-HH"
 BASELINES = {
@@ -301,9 +305,10 @@ EXPERIMENT = Experiment(
         Claim("kl_posterior", "brain", "<", "gdc++", source="self-normalised baseline"),
         Claim("kl_posterior", "brain", "<", "dpg", source="self-normalised baseline"),
         Claim("kl_posterior", "brain", "<", "dpo_sft", source="more than two, and their rewards"),
-        Claim("kl_posterior", "brain", "<", "brain_n2", source="number of outputs"),
+        Claim("kl_posterior", "brain", "<", "brain_n2", source="number of outputs", note=FEW),
         Claim("kl_posterior", "brain_n32", "<=", "brain", 0.01, source="number of outputs"),
-        *(Claim("gold", "brain", ">", x, source=SUMMARIES) for x in ("dpo_sft", "dpo", "slic")),
+        Claim("gold", "brain", ">", "dpo_sft", source=SUMMARIES, note=FURTHER),
+        *(Claim("gold", "brain", ">", x, source=SUMMARIES) for x in ("dpo", "slic")),
         *(
             Claim("gold_at_kl", "brain", ">", x, source=SUMMARIES)
             for x in ("dpo_sft", "dpo", "slic")
