@@ -62,7 +62,7 @@ def group_pairs(
     backbone: FrozenBackbone,
     params: Any,
     key: PRNGKeyArray,
-    group: Int[Array, "n"],
+    group: int | Int[Array, "n"],
 ) -> dict[str, Array]:
     """Labelled pairs of writers' responses as features.
 
@@ -71,7 +71,7 @@ def group_pairs(
       backbone: the world, and whose features.
       params: the backbone's.
       key: consumed.
-      group: whose each label is; -1 where that is drawn by the prompt's shares.
+      group: whose the labels are; a number n for n pairs of hidden groups, drawn by the prompts' shares.
 
     Returns:
       The preferred response first: `response` `[n, 2, width]`, `prompt` `[n, width]`, `instructed`
@@ -79,10 +79,12 @@ def group_pairs(
       of each response for each group; `share` `[n, groups]` and `group` `[n]`.
     """
     write_key, group_key, label_key = jax.random.split(key, 3)
-    n = group.shape[0]
+    n = group if isinstance(group, int) else group.shape[0]
     traj = backbone.write(write_key, n)
-    share = config.shares(traj.info["theme"][::2, 0])
-    group = jnp.where(group < 0, jax.random.categorical(group_key, jnp.log(share)), group)
+    theme = traj.info["theme"][::2]
+    share = config.shares(theme[:, 0])
+    if isinstance(group, int):
+        group = jax.random.categorical(group_key, jnp.log(share))
     utility = backbone.standardised(traj) @ config.tastes
     own = jnp.take_along_axis(utility, jnp.repeat(group, 2)[:, None], axis=1)[:, 0]
     features = backbone.features(params, traj)
@@ -92,14 +94,16 @@ def group_pairs(
         partial(compare, temperature=config.temperature),
         label_key,
     )
-    prompt = slice(backbone.world.prompt_length)
-    each = (jnp.repeat(x[::2, prompt], config.groups, axis=0) for x in (traj.tokens, traj.valid))
-    instruction = jnp.tile(jnp.arange(config.groups), n)
-    instructed = backbone.instructed(params, Prompts(*each), instruction)
+    first = backbone.world.prompt_length
+    tokens, valid = traj.tokens[::2, :first], traj.valid[::2, :first]
+    instructed = [
+        backbone.instructed(params, Prompts(tokens, valid), jnp.full(n, g))
+        for g in range(config.groups)
+    ]
     return {
         "response": pairs["response"],
         "prompt": features.prompt[::2],
-        "instructed": instructed.reshape(n, config.groups, -1),
+        "instructed": jnp.stack(instructed, axis=1),
         "utility": pairs["by_group"],
         "share": share,
         "group": group,
