@@ -43,8 +43,6 @@ from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
 
-SPLITS = ("train", "test", "stated")
-
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -139,19 +137,20 @@ def hedge(config, scorer, params, shared):
 
 
 def prepare(config):
-    """A frozen backbone, and pairs as its features: of hidden groups, to test on, with stated wishes."""
+    """A frozen backbone, and pairs as its features: of hidden groups, with stated wishes, to test on."""
     require_generated(config.data)
     backbone, groups = FrozenBackbone(config.backbone), config.groups
+    draw = jax.jit(partial(group_pairs, groups, backbone), static_argnums=2)
     stated = jnp.repeat(jnp.arange(groups.groups), max(config.budgets))
-    whose = jnp.concatenate([jnp.full(config.train + config.test, -1), stated])
-    draw = jax.jit(lambda params, key: group_pairs(groups, backbone, params, key, whose))
+    states = jax.jit(lambda params, key: group_pairs(groups, backbone, params, key, stated))
 
     def run_seed(run):
         params = backbone.train(run.stage("backbone"))
-        pairs = jax.tree.map(np.asarray, draw(params, run.stage("pairs").key))
-        ends = (config.train, config.train + config.test)
-        cut = {name: np.split(x, ends) for name, x in pairs.items()}
-        return {s: {k: x[i] for k, x in cut.items()} for i, s in enumerate(SPLITS)}
+        return {
+            "train": draw(params, run.stage("train").key, config.train),
+            "test": draw(params, run.stage("test").key, config.test),
+            "stated": states(params, run.stage("stated").key),
+        }
 
     return run_seed
 
@@ -258,6 +257,9 @@ def arm(loss, weigh, note="", **settings):
 FIXED = {"router": False}
 THEOREM, TABLE, STAGE2 = "theorem 3.2", "best-head table", "stage 2 table"
 
+SPREAD = "heads that start apart specialise without it too, as there are more of them than groups"
+NEARLY = "within 0.031 of it; with other draws of the data one router of five stayed at 0.67"
+
 EXPERIMENT = Experiment(
     paper=Paper(
         title="MiCRo: Mixture Modeling and Context-aware Routing for Personalized Preference Learning",
@@ -283,13 +285,15 @@ EXPERIMENT = Experiment(
         Claim("nll_gap", "stage1", "<", "single", source=THEOREM),
         Claim("best_head", "micro", ">", "single", source=TABLE),
         Claim("best_head", "micro", ">", 0.85, source="heads specialise"),
-        Claim("best_head", "micro", ">", "no_entropy", source="without it one head wins"),
+        Claim(
+            "best_head", "micro", ">", "no_entropy", source="without it one head wins", note=SPREAD
+        ),
         *(
             Claim("routed", "micro", ">", other, source=STAGE2)
             for other in ("single", "static", "ensemble_hyre", "stage1", "mixed_rewards")
         ),
         Claim("routed", "micro_hyre", ">=", "micro", margin=0.02, source=STAGE2),
-        Claim("routed", "micro", ">=", "oracle", margin=0.03, source="50 pairs of each group"),
+        Claim("routed", "micro", ">=", "oracle", 0.03, "50 pairs of each group", note=NEARLY),
         Claim("gain", "micro", ">", 0.2, source="budget of stated wishes"),
         Claim("later_gain", "micro", "<", 0.03, source="gains converge near 50 pairs"),
     ],
