@@ -49,12 +49,3 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set REWARDJAX_DATA)")
     return folder
-
-
-@pytest.fixture(scope="module")
-def compiled_fast():
-    """Programs that run for a few steps are not worth optimising."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)

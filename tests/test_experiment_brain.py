@@ -12,8 +12,6 @@ from rewardjax.recipes.enumerated_lab import EnumeratedLab
 from rewardjax.sampling.enumerate import every_response
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = brain.EXPERIMENT.scales["smoke"]
 
 

@@ -17,8 +17,6 @@ from rewardjax.recipes.hidden_groups import GroupsConfig, group_accuracy, likeli
 from rewardjax.recipes.preference_lab import TINY
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

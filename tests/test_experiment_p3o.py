@@ -8,8 +8,6 @@ import pytest
 from experiments.preferences.p3o import EXPERIMENT
 from rewardjax.training.run import Run
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
-
 SMOKE = EXPERIMENT.scales["smoke"]
 
 

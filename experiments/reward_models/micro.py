@@ -28,6 +28,7 @@ from rewardjax.losses import Loss
 from rewardjax.models.language_model import LanguageModel, entropy_of
 from rewardjax.models.presets import LLAMA3_3B
 from rewardjax.models.routed_scorer import RoutedScorer
+from rewardjax.recipes.feature_workloads import feature_extraction, feature_training
 from rewardjax.recipes.frozen_backbone import BackboneConfig, FrozenBackbone
 from rewardjax.recipes.hedge_routing import HedgeConfig, fit_router
 from rewardjax.recipes.hidden_groups import (
@@ -37,7 +38,6 @@ from rewardjax.recipes.hidden_groups import (
     likelihood_gap,
 )
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import feature_extraction, feature_training
 from rewardjax.statistics import Mean
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke

@@ -17,7 +17,6 @@ from rewardjax import losses
 from rewardjax.compilation.layout import abstract, cache_of, key_shape, rows_of, sampling_params
 from rewardjax.compilation.program import Program, Workload
 from rewardjax.losses import Loss, PolicyLoss
-from rewardjax.models.features import last_token_features
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig, check_length
@@ -245,31 +244,6 @@ def imitation(
     return Workload(name, cut, program, 1, sizes_of(model.config))
 
 
-def objective_training(
-    model: Any,
-    config: SupervisedConfig,
-    loss: Callable[..., Loss],
-    batch: Callable[[Mesh], Any],
-    name: str,
-) -> Workload:
-    """A model's training by `loss(params, batch)` on batches of `config.batch_size` rows."""
-
-    def program(mesh: Mesh, rows: int) -> Program:
-        cuts = config.batch_size // rows
-        return training(mesh, model.boxed_init, config.optimizer, loss, batch(mesh), cuts)
-
-    cut = config.batch_size // config.micro_batches
-    return Workload(name, cut, program, 1, sizes_of(model.config))
-
-
-def lists_of(mesh: Mesh, rows: int, responses: int, prompt: int, response: int) -> dict[str, Any]:
-    """Prompts with several responses each, as `models.multi_response` takes them."""
-    shapes = {"prompt": (rows, prompt), "responses": (rows, responses, response)}
-    tokens = {name: rows_of(mesh, jnp.int32, *shape) for name, shape in shapes.items()}
-    flags = {"prompt_valid": shapes["prompt"], "valid": shapes["responses"]}
-    return tokens | {name: rows_of(mesh, bool, *shape) for name, shape in flags.items()}
-
-
 def reward_model_training(
     scorer: RewardModel, config: SupervisedConfig, length: int, name: str = "reward_model"
 ) -> Workload:
@@ -323,48 +297,6 @@ def preference_training(
 
     cut = config.batch_size // config.micro_batches
     return Workload(name, cut, program, 1, sizes_of(model.config))
-
-
-def feature_extraction(model: LanguageModel, rows: int, length: int) -> Workload:
-    """A frozen backbone's features of `rows` sequences of `length` tokens."""
-
-    def program(mesh: Mesh, rows: int) -> Program:
-        def run(params, batch):
-            names = ("tokens", "valid", "mask")
-            return last_token_features(model, params, *(batch[name] for name in names))
-
-        batch = sequences_of(mesh, rows, length)
-        return Program(run, (sampling_params(mesh, model), batch))
-
-    return Workload("features", rows, program, 1, sizes_of(model.config))
-
-
-def feature_training(
-    init: Callable[..., Any],
-    config: SupervisedConfig,
-    loss: Callable[..., Loss],
-    shapes: dict[str, tuple[int, ...]],
-    name: str = "heads",
-) -> Workload:
-    """A step of small modules on a frozen backbone's features, kept as arrays.
-
-    Args:
-      init: `(key) -> params`, with logical axis names.
-      config: batch and optimizer.
-      loss: `(params, batch) -> Loss`.
-      shapes: of a row of each column of the batch, all float32.
-      name: of the workload.
-    """
-
-    def program(mesh: Mesh, rows: int) -> Program:
-        batch = {
-            key: rows_of(mesh, jnp.float32, config.batch_size, *shape)
-            for key, shape in shapes.items()
-        }
-        cuts = config.batch_size // rows
-        return training(mesh, init, config.optimizer, loss, batch, cuts)
-
-    return Workload(name, config.batch_size // config.micro_batches, program)
 
 
 def valuing(
