@@ -3,20 +3,21 @@
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rewardjax import losses
 from rewardjax.data.records import Preference
+from rewardjax.evaluation.stated_preferences import by_annotator, judged
 from rewardjax.evaluation.text_baselines import counted_words, longer_wins, usual_answer
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.text_pairs import (
-    PairHead,
     TextPairs,
     TextPairsConfig,
-    by_annotator,
-    judged,
+    head_of,
+    lead,
     split,
 )
 from rewardjax.recipes.text_reward_model import TextConfig
@@ -24,13 +25,7 @@ from rewardjax.training.loop import LoopConfig
 from rewardjax.training.run import Run
 
 WORDS = ["the", "cat", "sat", "mat", "and", "saw", "one", "red", "dog", "ran", "far", "away"]
-BRADLEY_TERRY = PairHead(
-    1,
-    lambda outputs, batch: losses.bradley_terry(
-        outputs[:, 0, 0] - outputs[:, 1, 0], probability=batch["probability"]
-    ),
-    lambda outputs: outputs[:, 0, 0] - outputs[:, 1, 0],
-)
+BRADLEY_TERRY = head_of(lambda outputs: losses.bradley_terry(lead(outputs)))
 ONE = SupervisedConfig(8, loop=LoopConfig(steps=2))
 TEXT = TextConfig(
     vocab=290,
@@ -134,7 +129,7 @@ def test_a_head_on_frozen_embeddings(spec, tmp_path):
     with Run(tmp_path / "run", 1) as run:
         shared = study.prepare()(run.stage("prepare"))
         found = study.arm(BRADLEY_TERRY)(run.stage("arm"), shared)
-    assert shared.features[0].shape == (48, 2, 768)
+    assert shared.features["train"].shape == (48, 2, 768)
     assert 0.0 <= found["accuracy"] <= 1.0
 
 
@@ -142,3 +137,12 @@ def _files(package):
     from pathlib import Path
 
     return Path(package.__path__[0]).rglob("model.safetensors")
+
+
+def test_a_graded_label_weighs_the_loss_of_both_orders():
+    outputs = jnp.array([[[0.3], [-0.5]], [[1.0], [2.0]], [[0.0], [0.4]]])
+    p = jnp.array([1.0, 0.7, 0.5])
+    found = BRADLEY_TERRY.loss(outputs, {"probability": p})
+    expected = losses.bradley_terry(lead(outputs), probability=p)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    np.testing.assert_allclose(BRADLEY_TERRY.logit(outputs), [0.8, -1.0, -0.4], rtol=1e-6)

@@ -24,6 +24,7 @@ GSM8K_SOLUTION_MARK = "A: "  # before the answer in the models' solutions
 GSM8K_MODELS = ("6b_finetuning", "6b_verification", "175b_finetuning", "175b_verification")
 TEST_SHARE = 5  # one instruction in five is held out where a data set has no split of its own
 
+_SCHEMES = ("hh", "alpaca", "jsonl", "tfds")  # of preference data
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 _PREFERENCE_FIELDS = (
     "prompt",
@@ -127,6 +128,12 @@ def preference(row: Row) -> Preference:
     check_known(row, _PREFERENCE_FIELDS)
     required = {name: lookup(row, name) for name in ("prompt", "responses")}
     return Preference(**{**row, **required})
+
+
+def names_preferences(spec: str) -> bool:
+    """Whether `open_preferences` knows the scheme of `spec`."""
+    scheme, colon, _ = spec.partition(":")
+    return bool(colon) and scheme in _SCHEMES
 
 
 def open_preferences(spec: str, split: str, on_bad: OnBad | None = None) -> Loaded[Preference]:

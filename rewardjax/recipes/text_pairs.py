@@ -6,7 +6,7 @@ a loss and the log-odds that the first response is preferred; splits, budgets an
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,15 +14,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from scipy import stats
 
 from rewardjax.data.batching import drop_long, encode_preference, stack_preferences
 from rewardjax.data.formats import open_preferences
 from rewardjax.data.records import Preference
 from rewardjax.data.sources import ArraySource, Source
 from rewardjax.data.tokenizers import SentencePieceTokenizer
-from rewardjax.evaluation.bootstrap import bootstrap_interval
-from rewardjax.evaluation.calibration import brier, expected_calibration_error
+from rewardjax.evaluation.stated_preferences import judged, labels_of, readable
 from rewardjax.evaluation.text_baselines import counted_words, longer_wins, usual_answer
 from rewardjax.losses import Loss
 from rewardjax.models.heads import Head, RewardModel
@@ -93,6 +91,30 @@ class PairHead(NamedTuple):
     spread: float = 0.0
 
 
+def lead(outputs: Outputs) -> Float[Array, "batch"]:
+    """How far the first response's scalar is ahead."""
+    return outputs[:, 0, 0] - outputs[:, 1, 0]
+
+
+def head_of(
+    loss: Callable[[Outputs], Float[Array, "batch"]],
+    outputs: int = 1,
+    logit: Callable[[Outputs], Float[Array, "batch"]] = lead,
+    spread: float = 0.0,
+) -> PairHead:
+    """A head by the loss of pairs whose first response is preferred.
+
+    A label of probability p is p of that loss and 1 - p of the loss in the other order; the rest is
+    `PairHead`'s.
+    """
+
+    def graded(found: Outputs, batch: dict[str, Array]) -> Float[Array, "batch"]:
+        p = batch["probability"]
+        return p * loss(found) + (1 - p) * loss(found[:, ::-1])
+
+    return PairHead(outputs, graded, logit, spread)
+
+
 class Shared(NamedTuple):
     """What the arms of a seed share.
 
@@ -100,7 +122,7 @@ class Shared(NamedTuple):
       train, test: records; those of `test` prefer one of their responses.
       baselines: the probability that the first response is preferred, of each judge without a model.
       tokenizer, backbone: of the transformer that is trained here; None with an encoder.
-      features: embeddings `[records, 2, width]` of `train` and of `test`; None without an encoder.
+      features: embeddings `[records, 2, width]` of "train" and of "test"; None without an encoder.
     """
 
     train: list[Preference]
@@ -108,7 +130,7 @@ class Shared(NamedTuple):
     baselines: dict[str, np.ndarray]
     tokenizer: Any = None
     backbone: Any = None
-    features: tuple[np.ndarray, np.ndarray] | None = None
+    features: Mapping[str, np.ndarray] | None = None
 
 
 class TextPairs:
@@ -125,13 +147,13 @@ class TextPairs:
         def run_seed(run: Run) -> Shared:
             train, test = split(self.spec, config, run.seed, run.warn)
             if embed is not None:
-                features = embed(train), embed(test)
+                features = {"train": embed(train), "test": embed(test)}
                 return Shared(train, test, _baselines(train, test), features=features)
             whole = {record.source: record for record in (*train, *test)}
             train, test = (_cut(records, config.response_length) for records in (train, test))
             texts = [r.prompt + text for r in train for text in r.responses]
             tokenizer = SentencePieceTokenizer.train(texts, config.text.vocab)
-            train, test = (self._fitting(r, tokenizer, run.warn) for r in (train, test))
+            train, test = (self._short(r, tokenizer, run.warn) for r in (train, test))
             rows = config.text.pretraining.batch_size
             source = text_source(train, tokenizer, config.text, rows, run.seed)
             backbone = program.run(run.stage("pretraining"), source=source).params
@@ -140,19 +162,31 @@ class TextPairs:
 
         return run_seed
 
-    def arm(self, head: PairHead) -> Callable[[Run, Shared], dict[str, float]]:
-        """`(run, shared) -> metrics` of one head."""
-        fit = self._on_embeddings(head) if self.config.encoder else self._on_tokens(head)
+    def arm(
+        self, head: PairHead, relabel: Callable[[Shared], Shared] | None = None
+    ) -> Callable[[Run, Any], dict[str, float]]:
+        """`(run, shared) -> metrics` of one head.
 
-        def run_seed(run: Run, shared: Shared) -> dict[str, float]:
-            outputs = fit(run, shared)
-            stated = np.asarray(jax.nn.sigmoid(head.logit(outputs)), np.float64)
+        Args:
+          head: what is trained.
+          relabel: makes a `Shared`, of other training labels, of what the arm is given.
+        """
+        fit = self.fitting(head)
+
+        def run_seed(run: Run, given: Any) -> dict[str, float]:
+            shared = given if relabel is None else relabel(given)
+            logits = fit(run, shared)("test")
+            stated = np.asarray(jax.nn.sigmoid(logits), np.float64)
             run.samples(0, readable(shared.test[:8], stated))
             return judged(stated, shared.test, shared.baselines)
 
         return run_seed
 
-    def _fitting(self, records, tokenizer, warn) -> list[Preference]:
+    def fitting(self, head: PairHead) -> Callable[[Run, Shared], Callable[[str], np.ndarray]]:
+        """`(run, shared) -> logits`, and `logits("train" or "test") -> [records]` of a trained head."""
+        return self._on_embeddings(head) if self.config.encoder else self._on_tokens(head)
+
+    def _short(self, records, tokenizer, warn) -> list[Preference]:
         found = drop_long(records, tokenizer, max(self.config.text.buckets), ON_LONG)
         tell_skipped(warn, self.spec, found.skipped)
         return found.records
@@ -167,24 +201,30 @@ class TextPairs:
         program = Supervised(ragged(text.fit), init=model.boxed_init, loss=_objective(read, head))
         score = jax.jit(model.scores)
 
-        def fit(run: Run, shared: Shared) -> np.ndarray:
+        def fit(run: Run, shared: Shared) -> Callable[[str], np.ndarray]:
             source = text_source(
                 shared.train, shared.tokenizer, text, text.fit.batch_size, run.seed
             )
             start = model.init(run.key, shared.backbone)
             params = program.run(run.stage("fit"), params=start, source=source).params
             context = max(text.buckets)
-            encoded = [
-                encode_preference(r, shared.tokenizer, context, ON_LONG) for r in shared.test
-            ]
-            return score_in_buckets(
-                partial(score, params),
-                encoded,
-                [max(map(len, item["tokens"])) for item in encoded],
-                partial(stack_preferences, pad_id=shared.tokenizer.pad_id),
-                text.buckets,
-                text.fit.batch_size,
-            )
+
+            def logits(side: str) -> np.ndarray:
+                encoded = [
+                    encode_preference(record, shared.tokenizer, context, ON_LONG)
+                    for record in getattr(shared, side)
+                ]
+                outputs = score_in_buckets(
+                    partial(score, params),
+                    encoded,
+                    [max(map(len, item["tokens"])) for item in encoded],
+                    partial(stack_preferences, pad_id=shared.tokenizer.pad_id),
+                    text.buckets,
+                    text.fit.batch_size,
+                )
+                return np.asarray(head.logit(jnp.asarray(outputs)))
+
+            return logits
 
         return fit
 
@@ -202,12 +242,12 @@ class TextPairs:
         program = Supervised(config.head, init=init, loss=_objective(read, head))
         apply = jax.jit(read)
 
-        def fit(run: Run, shared: Shared) -> np.ndarray:
-            train, test = shared.features
-            columns = {"features": train, "probability": _labels(shared.train)}
+        def fit(run: Run, shared: Shared) -> Callable[[str], np.ndarray]:
+            sides = shared.features or {}
+            columns = {"features": sides["train"], "probability": labels_of(shared.train)}
             source: Source = ArraySource(columns, config.head.batch_size, run.seed)
             params = program.run(run.stage("fit"), source=source).params
-            return np.asarray(apply(params, {"features": test}))
+            return lambda side: np.asarray(head.logit(apply(params, {"features": sides[side]})))
 
         return fit
 
@@ -245,67 +285,6 @@ def split(
     if not sides["train"] or not test:
         raise ValueError(f"{spec}: expected pairs to learn from and to test on, found none")
     return sides["train"], test
-
-
-def judged(
-    stated: Float[np.ndarray, "pairs"],
-    test: Sequence[Preference],
-    baselines: dict[str, np.ndarray],
-) -> dict[str, float]:
-    """How good the stated probabilities are that the first response is preferred.
-
-    Returns:
-      `accuracy` with its 95% bootstrap interval over pairs (`accuracy_low`, `accuracy_high`) and that
-      of each baseline (`longer`, `usual`, `tfidf`), a statement of 1/2 counting one half; `ece` and
-      `brier` against the labels, each pair in both orders; and where records name annotators, those of
-      `by_annotator`.
-    """
-    labels = _labels(test).astype(np.float64)
-    accuracy, low, high = bootstrap_interval(_right(stated, labels))
-    both = np.concatenate([stated, 1 - stated]), np.concatenate([labels, 1 - labels])
-    found = {
-        "accuracy": accuracy,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "ece": expected_calibration_error(*both),
-        "brier": brier(*both),
-    }
-    found |= {name: float(np.mean(_right(p, labels))) for name, p in baselines.items()}
-    return found | by_annotator(stated, test)
-
-
-def by_annotator(
-    stated: Float[np.ndarray, "pairs"], test: Sequence[Preference]
-) -> dict[str, float]:
-    """How often each annotator's (each system's) response wins: stated and by the labels.
-
-    Returns:
-      `win_rate_error`: the mean distance of the two win rates, and `ordered`: the share of pairs of
-      annotators that both put into the same order. Nothing for fewer than two annotators.
-    """
-    names = sorted({record.annotator for record in test if record.annotator})
-    if len(names) < 2:
-        return {}
-    labels = _labels(test).astype(np.float64)
-    rows = [np.array([record.annotator == name for record in test]) for name in names]
-    ours, true = (np.array([np.mean(p[row]) for row in rows]) for p in (stated, labels))
-    return {
-        "win_rate_error": float(np.mean(np.abs(ours - true))),
-        "ordered": float((stats.kendalltau(ours, true).statistic + 1) / 2),
-    }
-
-
-def readable(test: Sequence[Preference], stated: Float[np.ndarray, "pairs"]) -> list[dict]:
-    """Pairs as text, with the stated and the labelled probability that the first is preferred."""
-    return [
-        {
-            "prompt": record.prompt[-300:],
-            "responses": record.responses,
-            "label": record.probability,
-            "stated": float(p),
-        }
-        for record, p in zip(test, stated)
-    ]
 
 
 def _objective(outputs: Callable[[Any, dict[str, Array]], Outputs], head: PairHead):
@@ -350,11 +329,3 @@ def _cut(records: Sequence[Preference], longest: int) -> list[Preference]:
         dataclasses.replace(r, responses=tuple(text[:longest] for text in r.responses))
         for r in records
     ]
-
-
-def _labels(records: Sequence[Preference]) -> Float[np.ndarray, "records"]:
-    return np.array([record.probability for record in records], np.float32)
-
-
-def _right(stated: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return np.where(stated == 0.5, 0.5, (stated > 0.5) == (labels > 0.5))
