@@ -11,7 +11,7 @@ import pytest
 from rewardjax import partitioning
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
-from rewardjax.models.vision import VisionConfig, VisionLanguageModel, patchify
+from rewardjax.models.vision import VisionConfig, VisionEncoder, VisionLanguageModel, patchify
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.trajectory import Prompts
 
@@ -56,6 +56,21 @@ def test_sampled_logprobs_equal_the_training_forward_pass(scan, vision):
     assert traj.info["image"].shape == (6, 8, 12, 3)
     found = jax.jit(policy.score)(params, traj).logprobs
     np.testing.assert_allclose(jnp.where(traj.mask, found, 0), traj.logprobs, atol=1e-4)
+
+
+def test_scanned_blocks_of_the_encoder_equal_unrolled_ones():
+    blocks = dataclasses.replace(VISION.blocks, layers=3)
+    scanned = dataclasses.replace(blocks, scan=True, remat="full")
+    encoders = [VisionEncoder(dataclasses.replace(VISION, blocks=b), 16) for b in (blocks, scanned)]
+    params = nn.unbox(encoders[0].init(jax.random.key(3), PIXELS)["params"])
+    layers = [params[f"block_{i}"] for i in range(3)]
+    rest = {name: x for name, x in params.items() if not name.startswith("block_")}
+    stacked = rest | {"groups": {"block_0": jax.tree.map(lambda *x: jnp.stack(x), *layers)}}
+    plain, found = (
+        jax.jit(encoder.apply)({"params": own}, PIXELS)
+        for encoder, own in zip(encoders, (params, stacked))
+    )
+    np.testing.assert_allclose(found, plain, atol=1e-5)
 
 
 def test_the_image_matters_and_each_row_sees_its_own(traj):

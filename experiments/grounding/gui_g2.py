@@ -148,7 +148,7 @@ PAPER = Config(
         height=1008,
         width=1008,
         patch=28,
-        blocks=dataclasses.replace(LARGE, mlp_width=3420, qkv_bias=True, causal=False, scan=False),
+        blocks=dataclasses.replace(LARGE, mlp_width=3420, qkv_bias=True, causal=False),
     ),
     noise=0,
     rl=PolicyGradientConfig(

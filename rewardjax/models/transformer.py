@@ -288,8 +288,8 @@ def block_of(c: TransformerConfig):
     return nn.remat(Block, policy=policy, prevent_cse=not c.scan)
 
 
-def _scanned(c: TransformerConfig, length: int) -> nn.Module:
-    """The period of `c.spans`, `length` times over."""
+def scanned(c: TransformerConfig, length: int, name: str | None = None) -> nn.Module:
+    """The `Group` of `c.spans`, `length` times over."""
     scan: Any = nn.scan(
         Group,
         variable_axes={"params": 0},
@@ -298,7 +298,7 @@ def _scanned(c: TransformerConfig, length: int) -> nn.Module:
         in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
         metadata_params={nn.PARTITION_NAME: "layers"},
     )
-    return scan(c)
+    return scan(c, name=name)
 
 
 class Transformer(nn.Module):
@@ -318,9 +318,9 @@ class Transformer(nn.Module):
         self.final_norm = RMSNorm(c)
         if c.scan:
             repeats, rest = divmod(c.layers, len(c.spans))
-            self.groups = _scanned(c, repeats)
+            self.groups = scanned(c, repeats)
             if rest:  # the start of one more period
-                self.tail = _scanned(dataclasses.replace(c, layers=rest, spans=c.spans[:rest]), 1)
+                self.tail = scanned(dataclasses.replace(c, layers=rest, spans=c.spans[:rest]), 1)
         else:
             block = block_of(c)
             self.blocks = [

@@ -10,7 +10,13 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from rewardjax.models.attention import Visibility
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.projection import project
-from rewardjax.models.transformer import Transformer, TransformerConfig, block_of, weight
+from rewardjax.models.transformer import (
+    Transformer,
+    TransformerConfig,
+    block_of,
+    scanned,
+    weight,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +33,7 @@ class VisionConfig:
         (TokenLearner, arXiv:2106.11297); 0 keeps one for each patch.
 
     Raises:
-      ValueError: the patches do not tile the image, or the blocks are causal.
+      ValueError: the patches do not tile the image, or the blocks are causal or see a part only.
     """
 
     height: int = 32
@@ -46,6 +52,10 @@ class VisionConfig:
             )
         if self.blocks.causal:
             raise ValueError("VisionConfig.blocks.causal: expected False, found True")
+        if self.blocks.spans != ("global",):
+            raise ValueError(
+                f'VisionConfig.blocks.spans: expected ("global",), found {self.blocks.spans}'
+            )
 
     @property
     def patches(self) -> int:
@@ -93,9 +103,16 @@ class VisionEncoder(nn.Module):
             places = jnp.broadcast_to(jnp.arange(c.patches), x.shape[:2])
             one = jnp.ones(x.shape[:2], jnp.int32)
             everywhere = {"global": Visibility(one, one, causal=False)}
-            block = block_of(blocks)
-            for i in range(blocks.layers):
-                x, _ = block(blocks, "global", name=f"block_{i}")(x, places, everywhere, None, 0)
+            if blocks.scan:
+                groups = scanned(blocks, blocks.layers, name="groups")
+                turns = jnp.arange(blocks.layers)
+                (x, _), _ = groups((x, None), turns, places, everywhere, 0)
+            else:
+                block = block_of(blocks)
+                for i in range(blocks.layers):
+                    x, _ = block(blocks, "global", name=f"block_{i}")(
+                        x, places, everywhere, None, 0
+                    )
         return self._mlp("project", self._pool(content, x) if c.pooled else x, self.width)
 
     def _pool(self, content: Array, x: Array) -> Float[Array, "batch pooled size"]:
