@@ -190,6 +190,10 @@ def test_linear_transforms_by_hand():
     np.testing.assert_allclose(rewards.standardised(reward, 2.0, 0.0), [-3, 0, 3])
     np.testing.assert_allclose(rewards.min_max(reward, -1.0, 3.0), [0, 0.75, 1.5])
     np.testing.assert_allclose(rewards.clipped_to(reward, 2.0, 1.0), [1, 2, 3])
+    each = f(1, 2, 0)  # a statistic of each row's own
+    np.testing.assert_allclose(rewards.standardised(reward, each, each), [-2, 0, 5])
+    np.testing.assert_allclose(rewards.min_max(reward, 0.0, each), [-1, 1, 0])
+    np.testing.assert_allclose(rewards.clipped_to(reward, each, f(1, 1, 1)), [0, 2, 1])
     np.testing.assert_allclose(rewards.ceiling(reward, 2.5), [-1, 2, 2.5])
 
 

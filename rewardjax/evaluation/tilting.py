@@ -6,8 +6,10 @@ so that weights softmax(u / gamma) over samples of a prompt stand for it, as far
 to KL divergences well below the logarithm of their number.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 
 def tilted(utility: Float[Array | np.ndarray, "prompts samples"], gamma: float) -> np.ndarray:
@@ -46,3 +48,27 @@ def gamma_at_kl(utility: Float[Array | np.ndarray, "prompts samples"], budget: f
         else:
             high = middle
     return float(np.sqrt(low * high))
+
+
+def optimum_at_kl(
+    utility: Float[Array | np.ndarray, "prompts samples"],
+    columns: Mapping[str, Shaped[Array | np.ndarray, "prompts samples"]],
+    budget: float,
+) -> tuple[float, dict[str, float]]:
+    """The optimum that is `budget` nats away from the reference: (gamma, means).
+
+    Args:
+      utility: u, of samples of the reference policy.
+      columns: what else is known of the samples, by name.
+      budget: of KL divergence, averaged over prompts.
+
+    Returns:
+      gamma, and each column's mean under the optimum.
+
+    Raises:
+      ValueError: no optimum is so far away, as `gamma_at_kl` says.
+    """
+    gamma = gamma_at_kl(utility, budget)
+    weights = tilted(utility, gamma)
+    means = {name: np.mean(np.sum(weights * x, axis=1)) for name, x in columns.items()}
+    return gamma, {name: float(mean) for name, mean in means.items()}

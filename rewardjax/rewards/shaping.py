@@ -2,7 +2,7 @@
 
 All but `potential_shaping` map one outcome a row, `[batch]`, to another, in float32. `references`
 `[batch, m]` are the scores that the same reward model gives to m responses of a reference policy to
-the row's prompt; m is at least 1.
+the row's prompt; m is at least 1. Statistics are one for all rows, or one a row.
 """
 
 from collections.abc import Callable
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Num
 
 Scalar = float | Float[Array, ""]
+Statistic = Scalar | Float[Array, "batch"]
 
 
 def centred(
@@ -21,13 +22,17 @@ def centred(
     return _float32(reward) - jnp.mean(_float32(references), axis=-1)
 
 
-def standardised(reward: Float[Array, "batch"], mean: Scalar, std: Scalar) -> Float[Array, "batch"]:
+def standardised(
+    reward: Float[Array, "batch"], mean: Statistic, std: Statistic
+) -> Float[Array, "batch"]:
     """`(r - mean) / std`; only centred where `std` is 0."""
     std = jnp.asarray(std, jnp.float32)
     return (_float32(reward) - mean) / jnp.where(std > 0, std, 1.0)
 
 
-def min_max(reward: Float[Array, "batch"], low: Scalar, high: Scalar) -> Float[Array, "batch"]:
+def min_max(
+    reward: Float[Array, "batch"], low: Statistic, high: Statistic
+) -> Float[Array, "batch"]:
     """`(r - low) / (high - low)`, not clipped; 0 where `high` is not above `low`."""
     low, high = jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32)
     wide = high > low
@@ -35,7 +40,9 @@ def min_max(reward: Float[Array, "batch"], low: Scalar, high: Scalar) -> Float[A
     return jnp.where(wide, shifted / jnp.where(wide, high - low, 1.0), 0.0)
 
 
-def clipped_to(reward: Float[Array, "batch"], mean: Scalar, std: Scalar) -> Float[Array, "batch"]:
+def clipped_to(
+    reward: Float[Array, "batch"], mean: Statistic, std: Statistic
+) -> Float[Array, "batch"]:
     """The reward held within one `std` of `mean`."""
     return jnp.clip(_float32(reward), mean - std, mean + std)
 
