@@ -7,7 +7,7 @@ import pytest
 
 from rewardjax.tasks.cyclic_styles import SPECIAL, CyclicStyles
 
-WORLD = CyclicStyles(turning=True)
+WORLD = CyclicStyles(turning=0.5)
 
 
 def test_each_style_beats_the_next_half_of_the_circle():
@@ -56,6 +56,7 @@ def test_fields_out_of_range_are_named():
         ({"styles": 4}, "styles: expected an odd number"),
         ({"decoys": 3}, "decoys: expected 0 to 2"),
         ({"response_length": 6}, "response_length: expected at least 7"),
+        ({"turning": 1.5}, "turning: expected a share of 0 to 1"),
         ({"quality_effect": 0.5}, "worth less than a style"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.reward_models import gpm, oprm
 from rewardjax import losses
 from rewardjax.data.records import Preference
 from rewardjax.evaluation.stated_preferences import by_annotator, judged
@@ -21,6 +22,7 @@ from rewardjax.recipes.text_pairs import (
     split,
 )
 from rewardjax.recipes.text_reward_model import TextConfig
+from rewardjax.recipes.text_votes import TextVotes, relabelled
 from rewardjax.training.loop import LoopConfig
 from rewardjax.training.run import Run
 
@@ -146,3 +148,37 @@ def test_a_graded_label_weighs_the_loss_of_both_orders():
     expected = losses.bradley_terry(lead(outputs), probability=p)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     np.testing.assert_allclose(BRADLEY_TERRY.logit(outputs), [0.8, -1.0, -0.4], rtol=1e-6)
+
+
+def test_votes_turn_labels_round_and_follow_their_records(spec, tmp_path):
+    pytest.importorskip("sklearn")
+    study = TextPairs(spec, TextPairsConfig(text=TEXT, unseen=2))
+    votes = TextVotes(study, 2)
+    with Run(tmp_path / "run", 0) as run:
+        voted = votes.prepare()(run.stage("prepare"))
+        assert voted.strength.shape == (len(voted.shared.train),)
+        turned = relabelled(voted, lambda strength: (strength > np.median(strength)) * 1.0)
+        assert [r.responses for r in turned.train] == [r.responses for r in voted.shared.train]
+        for record, strength in zip(turned.train, voted.strength):
+            expected = 0.9 if strength > np.median(voted.strength) else 0.1
+            assert record.probability == pytest.approx(expected)
+        found = votes.arm(lambda strength: jnp.full_like(strength, 0.9))(run.stage("arm"), voted)
+    assert 0 <= found["accuracy"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("experiment", "arm"), [(oprm.EXPERIMENT, "oprm"), (gpm.EXPERIMENT, "gpm_d2")]
+)
+def test_experiments_on_text(experiment, arm, spec, tmp_path):
+    pytest.importorskip("sklearn")
+    text = TextPairsConfig(text=TEXT, unseen=2)
+    config = dataclasses.replace(experiment.scales["smoke"], data=spec, text=text)
+    with Run(tmp_path / "run", 0) as run:
+        shared = experiment.prepare(config)(run.stage("prepare"))
+        found = experiment.arms[arm].build(config)(run.stage("arm"), shared)
+    assert {"accuracy", "accuracy_low", "ece", "tfidf", "win_rate_error"} <= found.keys()
+    reasons = experiment.inapplicable(config)
+    assert arm not in reasons
+    assert reasons.keys() < experiment.arms.keys()
+    assert all(spec in reason for reason in reasons.values())
+    assert not experiment.inapplicable(experiment.scales["smoke"])

@@ -38,7 +38,7 @@ from rewardjax.recipes.levelled_pairs import levelled_pairs, told_levels
 from rewardjax.recipes.objective_workloads import objective_training
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.text_pairs import TextPairs, TextPairsConfig, head_of
+from rewardjax.recipes.text_pairs import TextPairs, TextPairsConfig, head_of, inapplicable_to_text
 from rewardjax.recipes.workloads import sequences_of
 from rewardjax.statistics import Mean
 from rewardjax.tasks.external import require_generated
@@ -208,13 +208,7 @@ def train(config, *, loss, known="some"):
 
 def inapplicable(config):
     """Arms that need more than the data have."""
-    if not names_preferences(config.data):
-        return {}
-    return {
-        arm: f"arm {arm!r} needs levels of responses, which text comes without: data={config.data}"
-        for arm in EXPERIMENT.arms
-        if arm not in ON_TEXT
-    }
+    return inapplicable_to_text(config.data, EXPERIMENT.arms, ON_TEXT, "levels of responses")
 
 
 MINI = Config()

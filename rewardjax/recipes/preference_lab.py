@@ -7,6 +7,7 @@ perhaps with a bias; a reward model learns from the comparisons. Gold utility st
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from rewardjax.recipes.preference_data import comparisons, demonstrations
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.transcripts import transcripts
-from rewardjax.statistics import Mean
+from rewardjax.statistics import Mean, to_groups
 from rewardjax.tasks.annotators import compare
 from rewardjax.tasks.preference_world import ATTRIBUTES, PreferenceWorld
 from rewardjax.training.loop import LoopConfig
@@ -82,6 +83,8 @@ class PreferenceLab:
       config: world, models and annotators.
       annotate: writes more of what frozen parameters say, once the proxy is there.
       measure: more metrics of annotated rows.
+      proxy: `(frozen, traj) -> scores` in place of the lab's own reward model.
+      together: adjacent responses to a prompt that the proxy reads at once, in evaluations too.
     """
 
     def __init__(
@@ -90,8 +93,11 @@ class PreferenceLab:
         *,
         annotate: Annotate | None = None,
         measure: Callable[[Trajectory], Metrics] | None = None,
+        proxy: Callable[[Any, Trajectory], Float[Array, "batch"]] | None = None,
+        together: int = 1,
     ):
         self.config, self.world = config, config.world
+        self._proxy, self._together = proxy or self._own_proxy, together
         self._annotate_more, self._measure_more = annotate, measure
         self.scorer = RewardModel(config.model)
         self.policy = LanguagePolicy(
@@ -174,6 +180,22 @@ class PreferenceLab:
         utility = world.gold(traj.tokens, traj.mask, traj.info, weights)
         return comparisons(traj, utility, label, label_key)
 
+    def sampler(self, size: int, prompts: int) -> Callable[..., dict[str, Array]]:
+        """`(policy, key) -> ` a group of `size` responses to each of some prompts, with gold utility.
+
+        Columns are `tokens`, `valid` `[prompts, size, time]` and `gold` `[prompts, size]`.
+        """
+        policy = dataclasses.replace(self.policy, group_size=size)
+
+        @jax.jit
+        def sample(params, key):
+            prompt_key, own_key = jax.random.split(key)
+            traj = policy.rollout(params, self.world.prompts(prompt_key, prompts), own_key)
+            found = {"tokens": traj.tokens, "valid": traj.valid, "gold": self.gold(traj)}
+            return {name: to_groups(x, size) for name, x in found.items()}
+
+        return sample
+
     def gold(self, traj: Trajectory) -> Float[Array, "batch"]:
         """Gold utility of each row."""
         return self.world.gold(traj.tokens, traj.mask, traj.info)
@@ -181,10 +203,13 @@ class PreferenceLab:
     def annotate(self, frozen, traj: Trajectory) -> Trajectory:
         """Writes `proxy` and `reference_logprobs`: `frozen` has `reward_model` and `reference`."""
         traj = traj.with_info(
-            proxy=self.scorer.score(frozen["reward_model"], traj.tokens, traj.valid),
+            proxy=self._proxy(frozen, traj),
             reference_logprobs=self.policy.score(frozen["reference"], traj).logprobs,
         )
         return traj if self._annotate_more is None else self._annotate_more(frozen, traj)
+
+    def _own_proxy(self, frozen, traj: Trajectory) -> Float[Array, "batch"]:
+        return self.scorer.score(frozen["reward_model"], traj.tokens, traj.valid)
 
     def policy_gradient(
         self,
@@ -265,12 +290,13 @@ class PreferenceLab:
           params: the policy.
           frozen: as `annotate` reads it.
           key: consumed.
-          prompts: how many.
+          prompts: how many responses, of which `together` share a prompt.
         """
         prompt_key, own_key, other_key = jax.random.split(key, 3)
-        asked = self.world.prompts(prompt_key, prompts)
-        own = self.annotate(frozen, self.policy.rollout(params, asked, own_key))
-        other = self.policy.rollout(frozen["reference"], asked, other_key)
+        asked = self.world.prompts(prompt_key, prompts // self._together)
+        policy = dataclasses.replace(self.policy, group_size=self._together)
+        own = self.annotate(frozen, policy.rollout(params, asked, own_key))
+        other = policy.rollout(frozen["reference"], asked, other_key)
         gold, before = self.gold(own), self.gold(other)
         wins = jnp.mean((gold > before) + 0.5 * (gold == before))
         return {name: mean.value for name, mean in self.measure(own).items()} | {"win_rate": wins}

@@ -6,8 +6,9 @@ a loss and the log-odds that the first response is preferred; splits, budgets an
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,10 +17,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rewardjax.data.batching import drop_long, encode_preference, stack_preferences
-from rewardjax.data.formats import open_preferences
+from rewardjax.data.formats import names_preferences, open_preferences
 from rewardjax.data.records import Preference
 from rewardjax.data.sources import ArraySource, Source
 from rewardjax.data.tokenizers import SentencePieceTokenizer
+from rewardjax.data.vectors import KeptVectors, digest
 from rewardjax.evaluation.stated_preferences import judged, labels_of, readable
 from rewardjax.evaluation.text_baselines import counted_words, longer_wins, usual_answer
 from rewardjax.losses import Loss
@@ -53,6 +55,7 @@ class TextPairsConfig:
       text: vocabulary, lengths, the backbone that is trained here, and its budgets.
       encoder: folder of a published sentence encoder whose frozen embeddings replace that backbone.
       encoder_length: tokens of a text that the encoder reads, at most.
+      embeddings: folder in which embeddings are kept for the next run; "" keeps none.
       response_length: characters of a response that the transformer trained here reads, at most.
       hidden: units of the head's layer on frozen embeddings.
       head: budget of the heads on frozen embeddings.
@@ -64,6 +67,7 @@ class TextPairsConfig:
     text: TextConfig = TextConfig()
     encoder: str = ""
     encoder_length: int = 128
+    embeddings: str = ""
     response_length: int = 400
     hidden: int = 64
     head: SupervisedConfig = SupervisedConfig(
@@ -115,6 +119,26 @@ def head_of(
     return PairHead(outputs, graded, logit, spread)
 
 
+def inapplicable_to_text(
+    data: str, arms: Iterable[str], suited: Collection[str], need: str
+) -> dict[str, str]:
+    """Why arms cannot be run where `data` names preferences over text: an experiment's `inapplicable`.
+
+    Args:
+      data: of the configuration.
+      arms: all of the experiment's.
+      suited: those that pairs of text are enough for.
+      need: what the others want, of which pairs of text have none.
+    """
+    if not names_preferences(data):
+        return {}
+    return {
+        arm: f"arm {arm!r} needs {need}, which pairs of text do not have: data={data}"
+        for arm in arms
+        if arm not in suited
+    }
+
+
 class Shared(NamedTuple):
     """What the arms of a seed share.
 
@@ -163,7 +187,7 @@ class TextPairs:
         return run_seed
 
     def arm(
-        self, head: PairHead, relabel: Callable[[Shared], Shared] | None = None
+        self, head: PairHead, relabel: Callable[[Any], Shared] | None = None
     ) -> Callable[[Run, Any], dict[str, float]]:
         """`(run, shared) -> metrics` of one head.
 
@@ -301,14 +325,15 @@ def _embedding(config: TextPairsConfig):
     embedder = dataclasses.replace(
         TextEmbedder.load(config.encoder), max_length=config.encoder_length
     )
-    known: dict[str, np.ndarray] = {}
+    path = None
+    if config.embeddings:
+        name = f"{digest(config.encoder)[:16]}-{config.encoder_length}.npz"
+        path = Path(config.embeddings) / name
+    # Seeds divide the same texts differently: each is embedded once.
+    vectors = KeptVectors(embedder, path)
 
     def embed(records: Sequence[Preference]) -> np.ndarray:
-        # Seeds divide the same texts differently: each is embedded once.
-        texts = {text for r in records for text in (r.prompt[-TAIL:], *r.responses)}
-        new = sorted(texts - known.keys())
-        if new:
-            known.update(zip(new, embedder(new)))
+        known = vectors(text for r in records for text in (r.prompt[-TAIL:], *r.responses))
         prompts = np.stack([known[r.prompt[-TAIL:]] for r in records])[:, None]
         responses = np.stack([[known[text] for text in r.responses] for r in records])
         return np.concatenate([responses, responses * prompts], axis=-1)

@@ -32,7 +32,7 @@ class CyclicStyles:
       decoys: words of one other style.
       quality_max: most good words; their number is uniform on 0 .. quality_max.
       quality_effect: what a good word adds to the advantage, where a style that beats adds 1.
-      turning: off, every prompt says clockwise.
+      turning: share of the prompts that say counterclockwise.
 
     Raises:
       ValueError: a field is out of its range.
@@ -45,7 +45,7 @@ class CyclicStyles:
     decoys: int = 1
     quality_max: int = 3
     quality_effect: float = 0.2
-    turning: bool = False
+    turning: float = 0.0
 
     pad, bos, sep, clockwise, counterclockwise, good, plain = range(len(SPECIAL))
     prompt_length = 3
@@ -60,6 +60,8 @@ class CyclicStyles:
             raise ValueError(
                 f"response_length: expected at least {least}, found {self.response_length}"
             )
+        if not 0 <= self.turning <= 1:
+            raise ValueError(f"turning: expected a share of 0 to 1, found {self.turning}")
         if not 0 <= self.quality_effect * self.quality_max < 1:
             raise ValueError(
                 "quality_effect: expected good words to be worth less than a style, found "
@@ -87,7 +89,7 @@ class CyclicStyles:
 
     def prompts(self, key: Key[Array, ""], n: int) -> Prompts:
         """Draw `n` prompts `bos direction sep`; `info["direction"]` [n] is 1, or -1 where it turns."""
-        turned = jax.random.bernoulli(key, 0.5 if self.turning else 0.0, (n,))
+        turned = jax.random.bernoulli(key, self.turning, (n,))
         word = jnp.where(turned, self.counterclockwise, self.clockwise)
         tokens = jnp.stack([jnp.full(n, self.bos), word, jnp.full(n, self.sep)], axis=1)
         return Prompts(tokens, jnp.ones_like(tokens, bool), {"direction": 1 - 2 * turned})
