@@ -19,7 +19,9 @@ from rewardjax.envs.mdp import (
     optimal_policy,
     optimal_value,
     policy_value,
+    soft_optimal_policy,
     softmax_transitions,
+    state_distribution,
     uniform_policy,
     without_rewards,
 )
@@ -140,3 +142,28 @@ def test_deterministic_transitions_have_one_successor():
 def test_a_discount_outside_the_range_is_refused(discount):
     with pytest.raises(ValueError, match=r"discount: expected a number in \[0, 1\), found"):
         without_rewards(jnp.full((2, 1, 2), 0.5), discount)
+
+
+def test_soft_optimal_policy_by_hand():
+    """State 0: leave for state 1, or stay and earn log 7/3; state 1 is never left and earns nothing.
+
+    Entropy alone is worth V1 = log 2 + V1 / 2 = 2 log 2, and V0 = log(exp(V1 / 2) + 7/3 exp(V0 / 2))
+    = 2 log 3, since 9 = 2 + 7: the policy leaves with 2/9.
+    """
+    transition = jnp.array([[[0.0, 1.0], [1.0, 0.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    reward = jnp.zeros((2, 2, 2)).at[0, 1, 0].set(np.log(7 / 3))
+    mdp = MDP(transition, reward, jnp.array([1.0, 0.0]), 0.5)
+    expected = [[2 / 9, 7 / 9], [1 / 2, 1 / 2]]
+    np.testing.assert_allclose(soft_optimal_policy(mdp, 1.0), expected, rtol=1e-5)
+    doubled = soft_optimal_policy(mdp.with_reward(2 * reward), 2.0)
+    np.testing.assert_allclose(doubled, expected, rtol=1e-5)
+    # Without a backup values are 0, and rewards alone count.
+    once = soft_optimal_policy(mdp, 1.0, iterations=0)
+    np.testing.assert_allclose(once, [[3 / 10, 7 / 10], [1 / 2, 1 / 2]], rtol=1e-5)
+
+
+def test_where_a_policy_is_after_some_steps():
+    policy = jnp.array([[0.5, 0.5], [0.75, 0.25]])
+    expected = {0: [0.75, 0.25], 1: [0.4375, 0.5625], 2: [0.359375, 0.640625]}
+    for steps, where in expected.items():
+        np.testing.assert_allclose(state_distribution(STAY_OR_MOVE, policy, steps), where)

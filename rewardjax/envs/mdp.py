@@ -146,6 +146,39 @@ def optimal_policy(mdp: MDP, iterations: int = 100) -> Float[Array, "state actio
     return jax.nn.one_hot(chosen, actions)
 
 
+def soft_optimal_policy(
+    mdp: MDP, temperature: float | Float[Array, ""], iterations: int = 100
+) -> Float[Array, "state action"]:
+    """The policy that is best with `temperature` times its entropy added to the rewards.
+
+    Soft value iteration: `V = temperature logsumexp(Q / temperature)`; the policy is the softmax. Unlike
+    an optimal policy it changes with the scale of the rewards.
+
+    Args:
+      mdp: the process.
+      temperature: above 0, in units of reward.
+      iterations: how often values are backed up; the error shrinks by the discount each time.
+    """
+
+    def backup(_: Array, value: Float[Array, "state"]) -> Float[Array, "state"]:
+        return temperature * jax.nn.logsumexp(action_value(mdp, value) / temperature, axis=1)
+
+    value = jax.lax.fori_loop(0, iterations, backup, jnp.zeros(mdp.transition.shape[0]))
+    return jax.nn.softmax(action_value(mdp, value) / temperature, axis=1)
+
+
+def state_distribution(
+    mdp: MDP, policy: Float[Array, "state action"], steps: int
+) -> Float[Array, "state"]:
+    """Where the process is after `steps` steps of a policy from the first state."""
+    flow = jnp.einsum("sa,sat->st", policy, mdp.transition, precision="highest")
+
+    def move(_: Array, where: Float[Array, "state"]) -> Float[Array, "state"]:
+        return jnp.matmul(where, flow, precision="highest")
+
+    return jax.lax.fori_loop(0, steps, move, mdp.initial)
+
+
 def optimal_value(mdp: MDP, iterations: int = 100) -> Float[Array, "state"]:
     """`V*(s)`: the value of an optimal policy."""
     return policy_value(mdp, optimal_policy(mdp, iterations))

@@ -69,10 +69,11 @@ class Categorical:
 
 
 class MLP(nn.Module):
-    """Hyperbolic-tangent layers and a float32 read-out, which starts near 0."""
+    """Hyperbolic-tangent layers and a float32 read-out; `spread` is its first weights' deviation."""
 
     widths: tuple[int, ...]
     outputs: int = 1
+    spread: float = 0.01
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch outputs"]:
@@ -81,7 +82,7 @@ class MLP(nn.Module):
             kernel = weight(self, f"kernel_{i}", (x.shape[-1], width), (None, "mlp"))
             bias = weight(self, f"bias_{i}", (width,), ("mlp",), init=nn.initializers.zeros)
             x = jnp.tanh(x @ kernel + bias)
-        return Head(self.outputs, spread=0.01)(x)
+        return Head(self.outputs, spread=self.spread)(x)
 
 
 class GaussianActor(nn.Module):

@@ -101,24 +101,26 @@ class RoutedScorer:
 class Gate:
     """Pure functions of `params`: how much each objective counts for a prompt.
 
-    ArmoRM (arXiv:2406.12845): `softmax(MLP(prompt) / temperature) * scale`, the scale learned from 1.
+    ArmoRM (arXiv:2406.12845): `softmax(MLP(prompt) / temperature) * scale`, the scale learned as well.
 
     Attributes:
       inputs: width of the features.
       objectives: K.
       widths: of the layers; None for one set of coefficients, whatever the prompt.
       temperature: a large one keeps the coefficients nearly uniform early in training.
+      scale: where the coefficients' sum starts.
     """
 
     inputs: int
     objectives: int
     widths: tuple[int, ...] | None = (1024, 1024, 1024)
     temperature: float = 10.0
+    scale: float = 1.0
 
     def boxed_init(self, key: PRNGKeyArray) -> Params:
         """Fresh parameters `{"router", "scale"}` with logical axis names."""
         router = self._router.init(key, jnp.zeros((1, self.inputs)))["params"]
-        return {"router": router, "scale": nn.LogicallyPartitioned(jnp.ones(()), ())}
+        return {"router": router, "scale": nn.LogicallyPartitioned(jnp.float32(self.scale), ())}
 
     def coefficients(
         self, params: Params, prompt: Float[Array, "*batch width"]

@@ -18,7 +18,7 @@ def preference_probability(
     utility_b: Float[Array, "*shape"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
-    flip_rate: float | Float[Array, ""] = 0.0,
+    flip_rate: float | Float[Array, ""] | Float[Array, "*shape"] = 0.0,
 ) -> Float[Array, "*shape"]:
     """Probability that an annotator prefers a to b: Bradley-Terry, then uniform flips.
 
@@ -28,7 +28,7 @@ def preference_probability(
       utility_a: utility of the first response.
       utility_b: utility of the second response.
       temperature: in units of utility, 0 or more; 0 always sees the better one (a tie is 1/2).
-      flip_rate: share of labels turned round whatever the utilities, 0 to 1/2.
+      flip_rate: share of labels turned round whatever the utilities, 0 to 1/2; one for all or each.
     """
     gap = (utility_a - utility_b).astype(jnp.float32)
     seen = jax.nn.sigmoid(gap / jnp.maximum(temperature, SMALLEST_TEMPERATURE))
@@ -41,7 +41,7 @@ def compare(
     utility_b: Float[Array, "*shape"],
     *,
     temperature: float | Float[Array, ""] = 1.0,
-    flip_rate: float | Float[Array, ""] = 0.0,
+    flip_rate: float | Float[Array, ""] | Float[Array, "*shape"] = 0.0,
 ) -> Bool[Array, "*shape"]:
     """Draw labels, true where a is preferred, with `preference_probability`."""
     probability = preference_probability(
