@@ -78,6 +78,12 @@ def log_mean_exp(values: Float[Array, "*shape"], axis: int = -1) -> Float[Array,
     return jax.nn.logsumexp(values, axis=axis) - jnp.log(values.shape[axis])
 
 
+def unit(x: Float[Array, "*batch width"]) -> Float[Array, "*batch width"]:
+    """Vectors scaled to length 1; one of zeros stays as it is."""
+    square = jnp.sum(x * x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.where(square > 0, square, 1.0))
+
+
 def ranks(values: Num[Array, "n"]) -> Float[Array, "n"]:
     """Places in rising order, from 0; ties share the mean of theirs."""
     ordered = jnp.sort(values)
@@ -85,12 +91,16 @@ def ranks(values: Num[Array, "n"]) -> Float[Array, "n"]:
     return (below + upto - 1) / 2
 
 
-def spearman(a: Num[Array, "n"], b: Num[Array, "n"]) -> Float[Array, ""]:
-    """Correlation of the ranks, -1 to 1; 0 where all values of one are equal."""
-    x, y = (ranks(values) for values in (a, b))
-    x, y = x - jnp.mean(x), y - jnp.mean(y)
+def pearson(a: Num[Array, "n"], b: Num[Array, "n"]) -> Float[Array, ""]:
+    """Correlation, -1 to 1; 0 where all values of one are equal."""
+    x, y = (values - jnp.mean(values) for values in (a, b))
     scale = jnp.sqrt(jnp.sum(x * x) * jnp.sum(y * y))
     return jnp.sum(x * y) / jnp.where(scale > 0, scale, 1.0)
+
+
+def spearman(a: Num[Array, "n"], b: Num[Array, "n"]) -> Float[Array, ""]:
+    """Correlation of the ranks, -1 to 1; 0 where all values of one are equal."""
+    return pearson(ranks(a), ranks(b))
 
 
 def to_groups(
