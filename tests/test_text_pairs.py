@@ -90,6 +90,19 @@ def test_other_annotators_are_kept_for_each_seed(spec):
     assert (len(train), len(test)) == (40, 40)
 
 
+def test_pairs_whose_place_tells_the_label_are_turned_in_turn(tmp_path):
+    rows = [{"prompt": f"q{i}", "responses": ["good", "bad"], "probability": 0.8} for i in range(4)]
+    for name in ("train", "test"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    sides = split(f"jsonl:{tmp_path}/{{split}}.jsonl", TextPairsConfig(text=TEXT), 0, warn=print)
+    for records in sides:
+        assert [r.responses[0] for r in records] == ["good", "bad", "good", "bad"]
+        assert [r.probability for r in records] == pytest.approx([0.8, 0.2, 0.8, 0.2])
+        assert [r.prompt for r in records] == ["q0", "q1", "q2", "q3"]
+        assert len({r.source for r in records}) == 4
+
+
 def test_figures_by_hand():
     test = [pair("a", "b", 1.0), pair("a", "b", 0.2), pair("a", "b", 0.9), pair("a", "b", 0.6)]
     stated = np.array([0.8, 0.6, 0.5, 0.7])

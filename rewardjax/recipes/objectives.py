@@ -64,6 +64,9 @@ def direct_preference(
     With a `divergence` such as `losses.full_kl`, the batch that `ratio_loss` sees has `divergence`
     `[batch, responses]` too: that of the reference from the policy at each token of the response,
     summed, in nats (with gradients).
+
+    `token_weight` `[batch, responses, time]`, if the batch has it, weights the tokens in the log-ratios that
+    `ratio_loss` sees: `sum_t w_t log (policy / reference)`. The metrics have them without weights.
     """
 
     def flat(batch):
@@ -91,10 +94,14 @@ def direct_preference(
             sides["divergence"] = jnp.sum(by_token, axis=-1)
             batch = batch | {"divergence": sides["divergence"]}
         ratios = sides["log_ratio"]
+        weighted = ratios
+        if "token_weight" in batch:
+            weight = batch["token_weight"]
+            weighted = log_ratio(weight * after, weight * before, batch["mask"])
         metrics = {"accuracy": Mean.of(ratios[:, 0] > ratios[:, 1])}
         for name, values in sides.items():
             metrics[f"chosen_{name}"] = Mean.of(values[:, 0])
             metrics[f"rejected_{name}"] = Mean.of(values[:, 1])
-        return Loss({"preference": Mean.of(ratio_loss(ratios, batch))}, metrics)
+        return Loss({"preference": Mean.of(ratio_loss(weighted, batch))}, metrics)
 
     return loss

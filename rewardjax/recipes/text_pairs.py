@@ -282,7 +282,9 @@ def split(
     """Records to learn from and records to test on.
 
     Where annotators are kept for the test, they are `config.unseen` of them, in their names' order
-    from number `unseen * seed` on, and instructions may be the same on both sides.
+    from number `unseen * seed` on, and instructions may be the same on both sides. Where the first response
+    is preferred throughout and nobody is named, its place would tell the label: then every other pair is
+    turned round.
 
     Raises:
       ValueError: no annotator would be left, or nothing to test on. Else as `open_preferences`.
@@ -293,6 +295,9 @@ def split(
         tell_skipped(warn, f"{spec}: {name}", loaded.skipped)
         sides[name] = loaded.records
     everything = sides["train"] + sides["test"]
+    if all(record.probability > 0.5 and not record.annotator for record in everything):
+        sides = {name: _alternating(records) for name, records in sides.items()}
+        everything = sides["train"] + sides["test"]
     names = sorted({record.annotator for record in everything if record.annotator})
     if config.unseen and names:
         if config.unseen >= len(names):
@@ -347,6 +352,14 @@ def _baselines(train: Sequence[Preference], test: Sequence[Preference]) -> dict[
         "usual": usual_answer(train, test),
         "tfidf": counted_words(train, test),
     }
+
+
+def _alternating(records: Sequence[Preference]) -> list[Preference]:
+    """Every other pair turned round, with its label."""
+    return [
+        Preference(r.prompt, r.responses[::-1], 1 - r.probability, source=r.source) if i % 2 else r
+        for i, r in enumerate(records)
+    ]
 
 
 def _cut(records: Sequence[Preference], longest: int) -> list[Preference]:

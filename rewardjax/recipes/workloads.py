@@ -275,22 +275,26 @@ def preference_training(
     *,
     ratio_loss: ScoreLoss | None = None,
     responses: int = 2,
+    token_weights: bool = False,
 ) -> Workload:
     """A loss on log-ratios of `responses` of `length` tokens each; `rows` are prompts.
 
-    It is DPO's without `ratio_loss`. The reference is a second set of weights.
+    It is DPO's without `ratio_loss`. The reference is a second set of weights. With `token_weights` each
+    batch says how much each token's log-ratio counts.
     """
 
     def dpo(log_ratios, batch):
         return losses.bradley_terry(0.1 * (log_ratios[:, 0] - log_ratios[:, 1]))
 
     def program(mesh: Mesh, rows: int) -> Program:
+        shape = (config.batch_size, responses, length)
+        weights = {"token_weight": rows_of(mesh, jnp.float32, *shape)} if token_weights else {}
         return training(
             mesh,
             model.boxed_init,
             config.optimizer,
             direct_preference(model, ratio_loss or dpo, divergence),
-            sequences_of(mesh, config.batch_size, responses, length),
+            sequences_of(mesh, *shape) | weights,
             config.batch_size // rows,
             frozen=abstract(mesh, model.boxed_init, key_shape()),
         )
