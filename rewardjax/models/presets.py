@@ -80,6 +80,10 @@ LLAMA3_8B = dataclasses.replace(
     tied_embeddings=False,
 )
 
+LLAMA2_7B = dataclasses.replace(
+    LLAMA3_8B, vocab=32_000, kv_heads=32, mlp_width=11_008, context=4096, rope_base=10_000.0
+)
+
 LLAMA3_70B = dataclasses.replace(LLAMA3_8B, layers=80, width=8192, heads=64, mlp_width=28_672)
 
 LLAMA3_3B = dataclasses.replace(
