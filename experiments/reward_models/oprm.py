@@ -218,7 +218,7 @@ PAPER = Config(
     train=130_000,
     fit=SupervisedConfig(
         128,
-        micro_batches=4,
+        micro_batches=8,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=1000),
         mesh=MeshConfig(fsdp=16),
@@ -301,5 +301,4 @@ EXPERIMENT = Experiment(
     curves=("accuracy",),
     inapplicable=inapplicable,
     workloads=workloads,
-    topology="v5p:4x4x8",
 )
