@@ -188,7 +188,7 @@ FIT = SupervisedConfig(
     64,
     optimizer=OptimizerConfig(learning_rate=5e-6, schedule="cosine", warmup=0.03),
     loop=LoopConfig(steps=2500),
-    mesh=MeshConfig(fsdp=16),
+    mesh=MeshConfig(fsdp=4, tensor=4),
 )
 PAPER = Config(
     data="Anthropic/hh-rlhf",
@@ -199,7 +199,7 @@ PAPER = Config(
         minibatches=4,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=300, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     critic=OptimizerConfig(learning_rate=5e-6),
     dpo=dataclasses.replace(FIT, optimizer=OptimizerConfig(learning_rate=5e-7)),

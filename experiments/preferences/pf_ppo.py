@@ -139,7 +139,7 @@ FIT = SupervisedConfig(
     64,
     optimizer=OptimizerConfig(learning_rate=5e-6),
     loop=LoopConfig(steps=1000),
-    mesh=MeshConfig(fsdp=16),
+    mesh=MeshConfig(fsdp=4, tensor=4),
 )
 PAPER = Config(
     data="code",
@@ -149,7 +149,7 @@ PAPER = Config(
         minibatches=4,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=100, steps_per_call=1, evaluate_every=10),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     critic=OptimizerConfig(learning_rate=9e-6),
     kl=0.01,

@@ -274,7 +274,7 @@ FIT = SupervisedConfig(
     64,
     optimizer=OptimizerConfig(learning_rate=2e-5, weight_decay=1e-3),
     loop=LoopConfig(steps=1000),
-    mesh=MeshConfig(fsdp=16),
+    mesh=MeshConfig(fsdp=4, tensor=4),
 )
 PAPER = Config(
     data="StackExchange, WMT, Twitter paraphrases, RealSumm",
@@ -284,7 +284,7 @@ PAPER = Config(
         minibatches=4,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=400, steps_per_call=1),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
 )
 

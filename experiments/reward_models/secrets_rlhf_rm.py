@@ -299,7 +299,7 @@ FIT = SupervisedConfig(
     32,
     optimizer=OptimizerConfig(learning_rate=5e-6, b2=0.95, epsilon=1e-6, warmup=0.1),
     loop=LoopConfig(steps=1000),
-    mesh=MeshConfig(fsdp=16),
+    mesh=MeshConfig(fsdp=4, tensor=4),
 )
 PAPER = Config(
     data="Anthropic/hh-rlhf",
@@ -311,7 +311,7 @@ PAPER = Config(
         minibatches=4,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=400, steps_per_call=1),
-        mesh=MeshConfig(fsdp=16),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     refit=FIT,
     rounds=4,
@@ -334,7 +334,8 @@ def workloads(config):
         imitation(model, lab.sft, 2048),
         reward_model_training(scorer, lab.reward_model, 2048),
         objective_training(scorer, config.refit, stepped, batch, "metarm"),
-        *Rollouts(model, rl, config.group, 1024, 1024).workloads(),
+        # Each head has its own keys and values: caches of this model are large.
+        *Rollouts(model, rl, config.group, 1024, 1024, slots=32).workloads(),
     ]
 
 
