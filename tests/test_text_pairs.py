@@ -15,9 +15,9 @@ from rewardjax.evaluation.text_baselines import counted_words, longer_wins, usua
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.text_pairs import (
+    SCALAR,
     TextPairs,
     TextPairsConfig,
-    head_of,
     lead,
     split,
 )
@@ -27,7 +27,6 @@ from rewardjax.training.loop import LoopConfig
 from rewardjax.training.run import Run
 
 WORDS = ["the", "cat", "sat", "mat", "and", "saw", "one", "red", "dog", "ran", "far", "away"]
-BRADLEY_TERRY = head_of(lambda outputs: losses.bradley_terry(lead(outputs)))
 ONE = SupervisedConfig(8, loop=LoopConfig(steps=2))
 TEXT = TextConfig(
     vocab=290,
@@ -127,7 +126,7 @@ def test_a_head_on_the_backbone_that_is_trained_here(spec, tmp_path):
     study = TextPairs(spec, TextPairsConfig(text=TEXT, unseen=2))
     with Run(tmp_path / "run", 0) as run:
         shared = study.prepare()(run.stage("prepare"))
-        found = study.arm(BRADLEY_TERRY)(run.stage("arm"), shared)
+        found = study.arm(SCALAR)(run.stage("arm"), shared)
     assert (len(shared.train), len(shared.test)) == (48, 32)
     assert found["longer"] == 1.0
     assert 0.0 <= found["accuracy_low"] <= found["accuracy"] <= found["accuracy_high"] <= 1.0
@@ -143,7 +142,7 @@ def test_a_head_on_frozen_embeddings(spec, tmp_path):
     study = TextPairs(spec, config)
     with Run(tmp_path / "run", 1) as run:
         shared = study.prepare()(run.stage("prepare"))
-        found = study.arm(BRADLEY_TERRY)(run.stage("arm"), shared)
+        found = study.arm(SCALAR)(run.stage("arm"), shared)
     assert shared.features["train"].shape == (48, 2, 768)
     assert 0.0 <= found["accuracy"] <= 1.0
 
@@ -157,10 +156,10 @@ def _files(package):
 def test_a_graded_label_weighs_the_loss_of_both_orders():
     outputs = jnp.array([[[0.3], [-0.5]], [[1.0], [2.0]], [[0.0], [0.4]]])
     p = jnp.array([1.0, 0.7, 0.5])
-    found = BRADLEY_TERRY.loss(outputs, {"probability": p})
+    found = SCALAR.loss(outputs, {"probability": p})
     expected = losses.bradley_terry(lead(outputs), probability=p)
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    np.testing.assert_allclose(BRADLEY_TERRY.logit(outputs), [0.8, -1.0, -0.4], rtol=1e-6)
+    np.testing.assert_allclose(SCALAR.logit(outputs), [0.8, -1.0, -0.4], rtol=1e-6)
 
 
 def test_votes_turn_labels_round_and_follow_their_records(spec, tmp_path):

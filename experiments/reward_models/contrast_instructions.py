@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewardjax import credit, losses
 from rewardjax.data.selection import hull_vertices, principal_plane
 from rewardjax.evaluation.accuracy import pairwise_accuracy
 from rewardjax.evaluation.protocols import consistency
@@ -216,14 +215,10 @@ def train(config, *, more=none, fused=False):
     lab = PreferenceLab(config.lab)
     score = jax.jit(lab.scorer.score)
     fuse = jax.jit(partial(fused_rewards, count=config.count, threshold=config.threshold))
-    rl = lab.policy_gradient(
+    rl = lab.grpo(
         config.rl,
-        shape=lambda traj: traj.info["proxy"],
-        kl=config.kl,
-        credit=partial(credit.group_relative, group_size=config.group_size),
-        loss=losses.policy_loss(surrogate=losses.clipped(0.2)),
         group_size=config.group_size,
-        prompts=lab.world.prompts,
+        kl=config.kl,
         evaluation_prompts=config.evaluation_prompts,
     )
     evaluate = jax.jit(partial(lab.evaluate, prompts=config.evaluation_prompts))

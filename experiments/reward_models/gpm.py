@@ -49,13 +49,13 @@ from rewardjax.recipes.styled_lists import (
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.table_policy import TableConfig, table_policies
 from rewardjax.recipes.text_pairs import (
+    SCALAR,
     PairHead,
     TextPairs,
     TextPairsConfig,
     head_of,
     inapplicable_to_text,
 )
-from rewardjax.recipes.text_votes import SCALAR
 from rewardjax.tasks.cyclic_styles import CyclicStyles
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke

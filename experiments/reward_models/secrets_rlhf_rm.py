@@ -23,7 +23,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rewardjax import credit, losses
 from rewardjax.data.formats import names_preferences
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.best_of_n import best_of_n_curve
@@ -175,15 +174,7 @@ def scaled(params, spread):
 
 def reinforcement(config, lab):
     """GRPO on a reward model."""
-    return lab.policy_gradient(
-        config.rl,
-        shape=lambda traj: traj.info["proxy"],
-        kl=config.kl,
-        credit=partial(credit.group_relative, group_size=config.group),
-        loss=losses.policy_loss(surrogate=losses.clipped(0.2)),
-        group_size=config.group,
-        prompts=lab.world.prompts,
-    )
+    return lab.grpo(config.rl, group_size=config.group, kl=config.kl)
 
 
 def accuracy(scores, gold):

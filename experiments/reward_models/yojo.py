@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from rewardjax import credit, losses
 from rewardjax.compilation.layout import rows_of
 from rewardjax.data.sources import ArraySource
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
@@ -74,10 +73,7 @@ class Config:
     count: int = 4  # responses of a list, and of a group in GRPO
     train: int = 16_384  # lists
     test: int = 2048
-    shortest: tuple[int, int] = (
-        2,
-        3,
-    )  # fewest tokens of a list's responses; the most are twice that
+    shortest: tuple[int, int] = (2, 3)  # fewest tokens of a list's responses; twice that, the most
     led: float = 0.5  # share of lists with the best response first, where they are not shuffled
     limit: float = 1.5  # times the shortest response's length that the best may have
     orders: int = 3  # over which scores are averaged, at test
@@ -155,14 +151,10 @@ def improvement(config, score):
         return score(frozen["reward_model"], *columns).reshape(-1)
 
     lab = PreferenceLab(config.lab, proxy=proxy, together=config.count)
-    program = lab.policy_gradient(
+    program = lab.grpo(
         config.rl,
-        shape=lambda traj: traj.info["proxy"],
-        kl=config.kl,
-        credit=partial(credit.group_relative, group_size=config.count),
-        loss=losses.policy_loss(surrogate=losses.clipped(0.2)),
         group_size=config.count,
-        prompts=lab.world.prompts,
+        kl=config.kl,
         evaluation_prompts=config.evaluation_prompts,
     )
 

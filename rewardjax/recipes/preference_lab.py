@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from rewardjax import losses, rewards
+from rewardjax import credit, losses, rewards
 from rewardjax.data.sources import ArraySource
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
@@ -268,6 +268,33 @@ class PreferenceLab:
             select=select,
             adjacent=adjacent,
             evaluate=partial(self.evaluate, prompts=evaluation_prompts),
+        )
+
+    def grpo(
+        self,
+        config: PolicyGradientConfig,
+        *,
+        group_size: int,
+        kl: float,
+        evaluation_prompts: int = 256,
+    ) -> PolicyGradient:
+        """`policy_gradient` on the proxy as it is: GRPO with prompts of the world.
+
+        Args:
+          config: budget; of its `prompts` samples, `group_size` share a prompt.
+          group_size: samples that are compared.
+          kl: weight of the per-token KL penalty to the reference.
+          evaluation_prompts: at each evaluation.
+        """
+        return self.policy_gradient(
+            config,
+            shape=lambda traj: traj.info["proxy"],
+            kl=kl,
+            credit=partial(credit.group_relative, group_size=group_size),
+            loss=losses.policy_loss(surrogate=losses.clipped(0.2)),
+            group_size=group_size,
+            prompts=self.world.prompts,
+            evaluation_prompts=evaluation_prompts,
         )
 
     def measure(self, traj: Trajectory) -> Metrics:

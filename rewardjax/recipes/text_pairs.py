@@ -16,17 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from rewardjax import losses
 from rewardjax.data.batching import drop_long, encode_preference, stack_preferences
 from rewardjax.data.formats import names_preferences, open_preferences
 from rewardjax.data.records import Preference
 from rewardjax.data.sources import ArraySource, Source
 from rewardjax.data.tokenizers import SentencePieceTokenizer
-from rewardjax.data.vectors import KeptVectors, digest
 from rewardjax.evaluation.stated_preferences import judged, labels_of, readable
 from rewardjax.evaluation.text_baselines import counted_words, longer_wins, usual_answer
 from rewardjax.losses import Loss
 from rewardjax.models.heads import Head, RewardModel
 from rewardjax.models.sentence_encoder import TextEmbedder, read_config
+from rewardjax.recipes.kept_vectors import KeptVectors, digest
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.text_reward_model import (
     ON_LONG,
@@ -117,6 +118,9 @@ def head_of(
         return p * loss(found) + (1 - p) * loss(found[:, ::-1])
 
     return PairHead(outputs, graded, logit, spread)
+
+
+SCALAR = head_of(lambda outputs: losses.bradley_terry(lead(outputs)))  # Bradley-Terry's
 
 
 def inapplicable_to_text(

@@ -8,13 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from rewardjax import losses
 from rewardjax.evaluation.stated_preferences import labels_of
 from rewardjax.losses.denoising import preference_strength
-from rewardjax.recipes.text_pairs import Shared, TextPairs, head_of, lead
+from rewardjax.recipes.text_pairs import SCALAR, Shared, TextPairs
 from rewardjax.training.run import Run
-
-SCALAR = head_of(lambda outputs: losses.bradley_terry(lead(outputs)))
 
 # Of pairs by their strength: the probability that the label's response is the better one.
 Label = Callable[[Float[Array, "pairs"]], Float[Array, "pairs"]]

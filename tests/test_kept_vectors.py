@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rewardjax.data.vectors import KeptVectors, digest
+from rewardjax.recipes.kept_vectors import KeptVectors, digest
 
 
 class Lengths:

@@ -1,13 +1,15 @@
 """Vectors of texts kept in a file: what is costly to compute is computed once."""
 
 import hashlib
-import os
+import io
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
+
+from rewardjax.training.run import write_atomic
 
 Compute = Callable[[list[str]], Float[np.ndarray, "texts width"]]
 
@@ -49,11 +51,10 @@ class KeptVectors:
         if self._path is None:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        # Another process never sees half a file.
-        part = self._path.with_name(f".{self._path.stem}-{os.getpid()}.npz")
         names, vectors = list(self._known), np.stack(list(self._known.values()))
-        np.savez(part, names=np.array(names), vectors=vectors)
-        part.replace(self._path)
+        content = io.BytesIO()
+        np.savez(content, names=np.array(names), vectors=vectors)
+        write_atomic(self._path, content.getvalue())
 
 
 def digest(folder: str | Path) -> str:
