@@ -10,6 +10,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from rewardjax import catalogue, cli
 from rewardjax.compilation import chips, program
@@ -23,7 +24,7 @@ from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.partitioning import RULES
-from rewardjax.recipes import flow_workloads, workloads
+from rewardjax.recipes import flow_workloads, rollout_workloads, workloads
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.text_reward_model import TextConfig
@@ -45,17 +46,17 @@ TINY = TransformerConfig(
 )
 TINY = dataclasses.replace(TINY, remat="full", attention_chunk=8, logit_chunk=4)
 MODEL, SCORER = LanguageModel(TINY), RewardModel(TINY)
-RL = PolicyGradientConfig(prompts=4, minibatches=2, micro_batches=2)
-ROLLOUTS = workloads.Rollouts(MODEL, RL, group_size=4, prompt=8, response=8, slots=8)
+RL = PolicyGradientConfig(prompts=8, minibatches=2, micro_batches=2, rollout_cuts=2, batch_cuts=2)
+ROLLOUTS = rollout_workloads.Rollouts(
+    MODEL, RL, 2, prompt=8, response=8, critic=OptimizerConfig(), reward_model=True
+)
 FIT = SupervisedConfig(8, micro_batches=2)
 FLOW = FlowModel(MLPConfig(conditions=2, width=8))
 PROGRAMS = [
-    *ROLLOUTS.workloads(),
+    *rollout_workloads.with_process_rewards(ROLLOUTS, OptimizerConfig(), 0.05),
     workloads.imitation(MODEL, FIT, 16),
     workloads.reward_model_training(SCORER, FIT, 16),
     workloads.preference_training(MODEL, FIT, 16),
-    workloads.valuing(SCORER, OptimizerConfig(), 8, 16, micro_batches=2),
-    *workloads.process_rewarding(MODEL, OptimizerConfig(), 0.05, 8, 16, micro_batches=2),
     *workloads.verifier_training(TextConfig(buckets=(16,), model=TINY, pretraining=FIT, fit=FIT)),
     flow_workloads.velocities(FLOW, 8, 10),
     *flow_workloads.denoising(FlowPolicy(FLOW.velocity, FLOW.config.event, 4, 3), FLOW, RL, 8),
@@ -164,7 +165,7 @@ def test_programs_compile_for_a_mesh(workload):
 def test_a_report_by_hand():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     (decode,) = (it for it in ROLLOUTS.workloads() if it.name == "decode")
-    assert (decode.rows, decode.calls) == (8, 2)
+    assert (decode.rows, decode.calls) == (8, 2 * 1)
     report = compile_workload(decode, mesh, cpu_slice())
     tensor, rows, slots = 2, 8 // 4, 16
     layer = 16 * (32 + 16 + 16) + 32 * 16 + 3 * 16 * 32
@@ -175,6 +176,51 @@ def test_a_report_by_hand():
     assert rows_text.count("| decode | 8 |") == 2
     assert "does not fit" in rows_text
     assert report.as_json()["bound"] in ("memory", "interconnect")
+
+
+def test_what_a_step_holds_beside_a_program_counts():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+
+    def rows(*shape):
+        return jax.ShapeDtypeStruct(
+            shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+        )
+
+    def double(mesh, count):
+        return program.Program(lambda x, y: 2 * x + y, (rows(80), rows(80)), kept=(0,))
+
+    workload = Workload("double", 8, double)
+    (held,) = rollout_workloads.in_one_step(
+        [workload], lambda mesh: {"x": rows(80)}, lambda mesh: {"z": rows(800), "none": ()}
+    )
+    alone, beside = (compile_workload(it, mesh, cpu_slice()) for it in (workload, held))
+    assert (alone.beside, beside.beside) == (0, 800 * 4 / 8)
+    assert alone.arguments == beside.arguments == 2 * 80 * 4 / 8
+    assert alone.fits
+    assert beside.fits
+    own = beside.arguments + beside.outputs + beside.temporaries
+    chip = dataclasses.replace(cpu_slice().chip, memory=(own + 390) / program.USABLE)
+    full = compile_workload(held, mesh, Topology("cpu", jax.devices()[:8], chip))
+    assert not full.fits
+    assert "of its own, and the step holds" in full.largest[0]
+    assert [part.split(": ")[1] for part in full.largest[1:]] == ["x", "z", "none"]
+    assert not full.as_json()["fits"]
+
+
+def test_what_rollouts_hold():
+    mesh = make_mesh(MeshConfig(fsdp=8))
+    named = {
+        it.name: it
+        for it in rollout_workloads.with_process_rewards(ROLLOUTS, OptimizerConfig(), 0.05)
+    }
+    held = named["decode"].held(mesh)
+    assert list(held) == ["policy", "reference", "reward model", "critic", "process reward model"]
+    bare = dataclasses.replace(ROLLOUTS, critic=None, reward_model=False, reference=False)
+    assert [it.name for it in bare.workloads()] == ["prefill", "decode", "update"]
+    assert list(bare.workloads()[0].held(mesh)) == ["policy"]
+    guided = rollout_workloads.guided_decoding(MODEL, RL, 2, 8, 8)
+    assert {it.name: it.rows for it in guided} == {"prefill": 4, "decode": 8, "reward": 8}
+    assert list(guided[0].held(mesh)) == ["policy", "reward model"]
 
 
 def test_what_a_mesh_does_not_divide_is_named():

@@ -1,5 +1,7 @@
 """Which rows a policy-gradient step learns from, and which of them stay side by side."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,15 +30,17 @@ def apart(params, traj, advantages):
     return Loss({"policy": Mean.of(wrong + 0.0 * params)}, {"row": Mean.of(traj.info["row"])})
 
 
-def program(**arguments):
-    config = PolicyGradientConfig(
-        prompts=16,
-        epochs=2,
-        minibatches=2,
-        micro_batches=2,
-        optimizer=OptimizerConfig("sgd"),
-        loop=LoopConfig(1),
-    )
+CONFIG = PolicyGradientConfig(
+    prompts=16,
+    epochs=2,
+    minibatches=2,
+    micro_batches=2,
+    optimizer=OptimizerConfig("sgd"),
+    loop=LoopConfig(1),
+)
+
+
+def program(config=CONFIG, rollout=rollout, **arguments):
     return PolicyGradient(
         config,
         init=lambda key: jnp.zeros(()),
@@ -72,3 +76,33 @@ def test_learning_reads_the_selected_rows_and_measuring_all():
     metrics = step(program(select=every_other))
     np.testing.assert_allclose(metrics["row"], 8.0)
     np.testing.assert_allclose(metrics["rows"], 7.5)
+
+
+def test_parts_of_the_prompts_are_sampled_and_cuts_of_the_batch_annotated_in_turn():
+    sampled, annotated = [], []
+
+    def counted(params, batch, key):
+        sampled.append(batch.shape)
+        assert key.shape == ()
+        traj = rollout(params, batch, key)
+        return traj.with_info(prompt=batch, draw=jax.random.uniform(key, batch.shape))
+
+    def annotate(frozen, traj):
+        annotated.append(traj.mask.shape)
+        return traj.with_info(twice=2 * traj.info["prompt"])
+
+    config = dataclasses.replace(CONFIG, rollout_cuts=4, batch_cuts=8)
+    found = program(config, counted, annotate=annotate)
+    found.prompts = lambda key, n: jnp.arange(float(n))
+    state = found.start(jax.random.key(0))
+    _, traj, _ = jax.jit(found.act)(state, None, None, jax.random.key(1))
+    assert set(sampled) == {(4,)}
+    assert set(annotated) == {(2, 1)}
+    np.testing.assert_array_equal(traj.info["prompt"], np.arange(16.0))
+    np.testing.assert_array_equal(traj.info["twice"], 2 * np.arange(16.0))
+    assert len(np.unique(traj.info["draw"])) == 16  # every part has a key of its own
+
+
+def test_parts_must_divide_the_prompts():
+    with pytest.raises(ValueError, match="rollout_cuts: expected a divisor of prompts=16, found 3"):
+        program(dataclasses.replace(CONFIG, rollout_cuts=3))

@@ -138,7 +138,7 @@ def test_terms_with_different_masks_accumulate_exactly():
 
 
 def test_micro_batches_must_divide():
-    with pytest.raises(ValueError, match="micro_batches=3 does not divide the batch of 8 rows"):
+    with pytest.raises(ValueError, match=r"micro_batches.* divide a batch of 8 rows, found 3"):
         gradients(lambda p, b: Loss({}, {}), 1.0, jnp.zeros(8), 3)
 
 

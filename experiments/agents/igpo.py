@@ -28,8 +28,8 @@ from rewardjax.recipes.agents import scripted_episodes, silent_groups
 from rewardjax.recipes.lookup_study import LookupStudy, by_kind
 from rewardjax.recipes.objectives import language_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
+from rewardjax.recipes.rollout_workloads import reinforcement
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import reinforcement
 from rewardjax.rewards.information_gain import turn_gain
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.turns import TurnPolicy
@@ -145,9 +145,10 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=32,
         micro_batches=512,
+        rollout_cuts=16,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=200, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(tensor=4, sequence=4),
+        mesh=MeshConfig(tensor=4, sequence=2),
     ),
     group_size=16,
     max_turns=10,
@@ -195,5 +196,6 @@ EXPERIMENT = Experiment(
     first_arms=("grpo_f1", "igpo"),
     first_seeds=2,
     curves=("eval/accuracy", "credit/silent", "gain/useful"),
-    workloads=partial(reinforcement, prompt=2048, response=10 * 3072, slots=8),
+    topology="v5p:2x2x2",
+    workloads=partial(reinforcement, prompt=2048, response=10 * 3072, reference=False),
 )

@@ -28,9 +28,9 @@ from rewardjax.recipes.objectives import language_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
 from rewardjax.recipes.preference_data import language_batch
 from rewardjax.recipes.role_baseline import ema_baseline
+from rewardjax.recipes.rollout_workloads import reinforcement
 from rewardjax.recipes.self_play_study import average_play, exploitabilities
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import reinforcement
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.self_play import SelfPlay, demonstrate, uniform_opponent
 from rewardjax.sampling.transcripts import transcripts
@@ -195,5 +195,5 @@ EXPERIMENT = Experiment(
         Claim("kuhn_against_random", "fixed_random_opponent", ">", 0.0, source="fixed opponents"),
     ],
     curves=("eval/kuhn", "eval/bidding", "advantage_std", "entropy"),
-    workloads=partial(reinforcement, prompt=2048, group_size=1),
+    workloads=partial(reinforcement, prompt=2048, group_size=1, reference=False),
 )

@@ -139,6 +139,8 @@ PAPER = Config(
         prompts=48,
         minibatches=2,
         micro_batches=36,
+        rollout_cuts=3,
+        batch_cuts=72,
         optimizer=OptimizerConfig(learning_rate=3e-4, weight_decay=1e-4),
         loop=LoopConfig(steps=1000, steps_per_call=1, evaluate_every=20),
     ),

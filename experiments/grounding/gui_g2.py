@@ -24,8 +24,8 @@ from rewardjax.models.transformer import TransformerConfig
 from rewardjax.models.vision import VisionConfig
 from rewardjax.recipes.locating import Locator
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.workloads import Rollouts
 from rewardjax.rewards import grounding
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.screens import SIDE, SIZES, Screens
@@ -154,6 +154,7 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=8,
         micro_batches=8,
+        batch_cuts=8,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=12_500, steps_per_call=1, evaluate_every=500),
         mesh=MeshConfig(fsdp=4, tensor=4),

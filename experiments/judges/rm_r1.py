@@ -18,15 +18,17 @@ import numpy as np
 from rewardjax.data.sources import ArraySource
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
 from rewardjax.models.heads import RewardModel
+from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import QWEN25_7B
 from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.judging import Judge, scalar_judge
 from rewardjax.recipes.objectives import language_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import demonstrations
+from rewardjax.recipes.rollout_workloads import reinforcement
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.verified_task import policy_on
-from rewardjax.recipes.workloads import reinforcement
+from rewardjax.recipes.workloads import imitation
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.pair_judgement import PairJudgement
 from rewardjax.training.loop import LoopConfig, smoke
@@ -141,26 +143,42 @@ def scalar(config):
 
 
 MINI = Config()
+MESH = MeshConfig(fsdp=16, tensor=4)
 # Of the 7B judge: 8.7 thousand traces once in batches of 128; then 73 thousand pairs once, 1024 a step.
 PAPER = Config(
     data="Skywork-Reward-Preference-80K-v0.2",
     model=QWEN25_7B,
     distil=SupervisedConfig(
-        128, optimizer=OptimizerConfig(learning_rate=5e-6), loop=LoopConfig(steps=68)
+        128,
+        micro_batches=8,
+        optimizer=OptimizerConfig(learning_rate=5e-6),
+        loop=LoopConfig(steps=68),
+        mesh=MESH,
     ),
     traces=8_700,
     rl=PolicyGradientConfig(
         prompts=1024,
         minibatches=8,
-        micro_batches=224,
+        micro_batches=56,
+        rollout_cuts=32,
+        batch_cuts=448,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=71, steps_per_call=1, evaluate_every=1),
-        mesh=MeshConfig(fsdp=4, tensor=4),
+        mesh=MESH,
     ),
     group_size=7,
     max_response=8192,
     tail=80,  # characters, there
 )
+
+
+def workloads(config):
+    """Distillation on traces, and reinforcement, with 4096 tokens of a question and two answers."""
+    length = 4096 + config.max_response
+    traces = imitation(LanguageModel(config.model), config.distil, length, "distil")
+    return [traces, *reinforcement(config, prompt=4096)]
+
+
 TINY = dataclasses.replace(MINI.model, layers=1, width=16, mlp_width=16)
 SMOKE = smoke(MINI, model=TINY, traces=64, evaluation_prompts=8)
 ABLATION = "Ablation: RewardBench with a 32B judge"
@@ -195,5 +213,6 @@ EXPERIMENT = Experiment(
     first_arms=("scalar_bt", "distill_sft", "rm_r1"),
     first_seeds=1,
     curves=("eval/hard", "eval/easy", "eval/wrong_solution"),
-    workloads=partial(reinforcement, prompt=4096),
+    topology="v5e:8x8",
+    workloads=workloads,
 )

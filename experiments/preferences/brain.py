@@ -242,6 +242,7 @@ PAPER = Config(
     training=dataclasses.replace(
         ONE_EPOCH,
         batch_size=512,
+        micro_batches=4,
         optimizer=OptimizerConfig(learning_rate=1e-6, schedule="cosine", warmup=0.1),
         loop=LoopConfig(steps=1400, evaluate_every=100),
     ),

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rewardjax import credit, losses
+from rewardjax.compilation.layout import rows_of
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.fronts import hypervolume
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
@@ -29,8 +30,11 @@ from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.multi_head import MultiHead
 from rewardjax.models.presets import QWEN25_7B
+from rewardjax.recipes.objective_workloads import objective_training
+from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import language_batch
 from rewardjax.recipes.preference_lab import TINY, LabConfig, PreferenceLab
+from rewardjax.recipes.rollout_workloads import guided_decoding
 from rewardjax.recipes.several_objectives import (
     disagreeing,
     dpo_by_objective,
@@ -39,7 +43,7 @@ from rewardjax.recipes.several_objectives import (
     side_by_side,
 )
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import imitation
+from rewardjax.recipes.workloads import imitation, sequences_of
 from rewardjax.sampling.guided import generate_guided
 from rewardjax.sampling.transcripts import transcripts
 from rewardjax.statistics import spearman
@@ -177,6 +181,16 @@ def make_program(config, lab, route, decoding):
     return model, Supervised(config.policy, init=model.boxed_init, loss=loss, evaluate=evaluate)
 
 
+def valuing(scorer):
+    """The value model's loss: squared error of every prefix's value."""
+
+    def loss(params, batch, frozen=None):
+        found = scorer.steps(params, batch["tokens"], batch["valid"])[..., 0]
+        return Loss({"value": losses.squared_error(found, batch["target"], batch["mask"])}, {})
+
+    return loss
+
+
 def prepare(config):
     """The SFT policy, each objective's comparisons, a value model for A, and where A and B start.
 
@@ -188,12 +202,7 @@ def prepare(config):
     many = PreferenceLab(dataclasses.replace(config.lab, comparisons=config.conflict_comparisons))
     decoding = Decoding(config, lab)
     scorer = decoding.scorer
-
-    def value_loss(params, batch, frozen=None):
-        found = scorer.steps(params, batch["tokens"], batch["valid"])[..., 0]
-        return Loss({"value": losses.squared_error(found, batch["target"], batch["mask"])}, {})
-
-    fit = Supervised(config.value, init=scorer.boxed_init, loss=value_loss)
+    fit = Supervised(config.value, init=scorer.boxed_init, loss=valuing(scorer))
 
     def run_seed(run):
         reference = lab.sft(run.stage("sft"))
@@ -309,7 +318,7 @@ TUNED = SupervisedConfig(
     micro_batches=2,
     optimizer=OptimizerConfig(learning_rate=1e-6, schedule="cosine", warmup=0.1),
     loop=LoopConfig(steps=500, steps_per_call=1, evaluate_every=100),
-    mesh=MeshConfig(fsdp=16),
+    mesh=MeshConfig(fsdp=16, tensor=4),
 )
 PAPER = Config(
     data="pearls-lab/multiobj-align",
@@ -322,10 +331,25 @@ PAPER = Config(
 
 
 def workloads(config):
-    """The first policy's training, and a step of two heads with 1536 tokens a prompt and its response."""
+    """The first policy's training, that of two heads and of values, and decoding that values guide.
+
+    A prompt and its response have 1536 tokens.
+    """
     model = MultiHead(LanguageModel(config.lab.model), len(OBJECTIVES))
-    heads = heads_training(model, config.policy, 1536, "mah_dpo")
-    return [imitation(model.model, config.lab.sft, 1536), heads]
+    scorer = RewardModel(config.lab.model)
+
+    def batch(mesh):
+        rows = config.value.batch_size
+        target = rows_of(mesh, jnp.float32, rows, 1536)
+        return sequences_of(mesh, rows, 1536) | {"target": target}
+
+    rl = PolicyGradientConfig(prompts=16, mesh=config.policy.mesh)
+    return [
+        imitation(model.model, config.lab.sft, 1536),
+        heads_training(model, config.policy, 1536, "mah_dpo"),
+        objective_training(scorer, config.value, valuing(scorer), batch, "value"),
+        *guided_decoding(model.model, rl, config.candidates, prompt=512, response=1024),
+    ]
 
 
 ENSEMBLE = "math and human values: the ensemble"
@@ -388,5 +412,5 @@ EXPERIMENT = Experiment(
     first_arms=("single_head", "dpo_soup", "mah_dpo"),
     curves=("a", "b", "kl"),
     workloads=workloads,
-    topology="v6e:4x4",
+    topology="v5e:8x8",
 )

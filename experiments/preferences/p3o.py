@@ -21,20 +21,14 @@ from rewardjax import credit, losses
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.curves import at_kl
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import MISTRAL_7B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.workloads import (
-    Rollouts,
-    imitation,
-    preference_training,
-    reward_model_training,
-    valuing,
-)
+from rewardjax.recipes.workloads import imitation, preference_training, reward_model_training
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.preference_world import PreferenceWorld
 from rewardjax.training.loop import LoopConfig, smoke
@@ -136,7 +130,9 @@ def train(config, *, method, shift=0.0, kl=None):
     lab = PreferenceLab(config.lab)
     learners = {}
     if method.valued:
-        learners["critic"] = critic(lab.scorer, config.critic, config.rl.loop.steps)
+        learners["critic"] = critic(
+            lab.scorer, config.critic, config.rl.loop.steps, micro_batches=config.rl.batch_cuts
+        )
     program = lab.policy_gradient(
         config.rl,
         shape=lambda traj: traj.info["proxy"] + traj.info["offset"],
@@ -188,7 +184,7 @@ FIT = SupervisedConfig(
     64,
     optimizer=OptimizerConfig(learning_rate=5e-6, schedule="cosine", warmup=0.03),
     loop=LoopConfig(steps=2500),
-    mesh=MeshConfig(fsdp=4, tensor=4),
+    mesh=MeshConfig(fsdp=16, tensor=4),
 )
 PAPER = Config(
     data="Anthropic/hh-rlhf",
@@ -197,9 +193,10 @@ PAPER = Config(
         prompts=512,
         epochs=2,
         minibatches=4,
+        batch_cuts=4,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=300, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(fsdp=4, tensor=4),
+        mesh=MeshConfig(fsdp=16, tensor=4),
     ),
     critic=OptimizerConfig(learning_rate=5e-6),
     dpo=dataclasses.replace(FIT, optimizer=OptimizerConfig(learning_rate=5e-7)),
@@ -210,14 +207,16 @@ PAPER = Config(
 def workloads(config):
     """The first policy, the reward model, DPO, PPO's critic, and P3O; prompts and responses of 256 tokens."""
     lab, rl, size = config.lab, config.rl, config.group_size
-    model, scorer = LanguageModel(lab.model), RewardModel(lab.model)
+    model = LanguageModel(lab.model)
     asked = dataclasses.replace(rl, prompts=rl.prompts // size)
+    rollouts = Rollouts(
+        model, asked, size, 256, 256, P3O_V2.loss, critic=config.critic, reward_model=True
+    )
     return [
         imitation(model, lab.sft, 512),
-        reward_model_training(scorer, lab.reward_model, 512),
+        reward_model_training(rollouts.scorer, lab.reward_model, 512),
         preference_training(model, config.dpo, 512),
-        valuing(scorer, config.critic, rl.prompts // rl.minibatches, 512),
-        *Rollouts(model, asked, size, 256, 256, loss=P3O_V2.loss).workloads(),
+        *rollouts.workloads(),
     ]
 
 
@@ -271,5 +270,6 @@ EXPERIMENT = Experiment(
     first_arms=("ppo", "ppo_s5", "p3o_v2", "p3o_v2_s5"),
     first_seeds=3,
     curves=("gold", "proxy", "kl"),
+    topology="v5e:8x8",
     workloads=workloads,
 )

@@ -20,15 +20,15 @@ from rewardjax import credit, losses
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.curves import overoptimisation
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import GEMMA2_2B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.moments import outcome_moments
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training, valuing
+from rewardjax.recipes.workloads import imitation, reward_model_training
 from rewardjax.rewards import shaping
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
@@ -121,7 +121,9 @@ def train(config, *, shape, kl=None, grpo=False):
 
     learners = {"moments": outcome_moments("proxy")}
     if not grpo:
-        learners["critic"] = critic(lab.scorer, config.critic, config.rl.loop.steps)
+        learners["critic"] = critic(
+            lab.scorer, config.critic, config.rl.loop.steps, micro_batches=config.rl.batch_cuts
+        )
     program = lab.policy_gradient(
         config.rl,
         shape=shaped,
@@ -150,7 +152,10 @@ def train(config, *, shape, kl=None, grpo=False):
 
 
 MINI = Config()
-PUBLISHED = SupervisedConfig(optimizer=OptimizerConfig(learning_rate=5e-6), loop=LoopConfig(1900))
+MESH = MeshConfig(fsdp=8, tensor=2)
+PUBLISHED = SupervisedConfig(
+    optimizer=OptimizerConfig(learning_rate=5e-6), loop=LoopConfig(1900), mesh=MESH
+)
 PAPER = Config(
     lab=LabConfig(
         model=GEMMA2_2B,
@@ -160,9 +165,10 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=160,
         minibatches=4,
+        batch_cuts=4,
         optimizer=OptimizerConfig(learning_rate=3e-7, clip=5.0),
         loop=LoopConfig(steps=380, steps_per_call=1, evaluate_every=20),
-        mesh=MeshConfig(fsdp=8),
+        mesh=MESH,
     ),
     critic=OptimizerConfig(learning_rate=5e-6, clip=5.0),
     group_size=5,
@@ -172,13 +178,12 @@ PAPER = Config(
 
 def workloads(config):
     """The three models' training and PPO's rollouts, with 512 tokens a prompt and 512 a response."""
-    lab, critic = config.lab, RewardModel(config.lab.model)
-    model, rows = LanguageModel(lab.model), config.rl.prompts // config.rl.minibatches
+    lab, model = config.lab, LanguageModel(config.lab.model)
+    rollouts = Rollouts(model, config.rl, 1, 512, 512, critic=config.critic, reward_model=True)
     return [
         imitation(model, lab.sft, 1024),
-        reward_model_training(critic, lab.reward_model, 1024),
-        valuing(critic, config.critic, rows, 1024),
-        *Rollouts(model, config.rl, 1, 512, 512).workloads(),
+        reward_model_training(rollouts.scorer, lab.reward_model, 1024),
+        *rollouts.workloads(),
     ]
 
 
@@ -233,6 +238,6 @@ EXPERIMENT = Experiment(
     first_arms=("vanilla", "centred", "par"),
     first_seeds=3,
     curves=("gold", "proxy", "gaudy"),
-    topology="v5e:2x4",
+    topology="v5e:4x4",
     workloads=workloads,
 )

@@ -19,14 +19,14 @@ from rewardjax import credit, losses
 from rewardjax.evaluation.curves import at_kl
 from rewardjax.evaluation.reliability import r_squared
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import QWEN25_7B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training, valuing
+from rewardjax.recipes.workloads import imitation, reward_model_training
 from rewardjax.rewards import filters, kept_rows
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
@@ -110,7 +110,11 @@ def train(config, *, ranks=filters.all_ranks, single=False):
         credit=credit.whitened(credit.gae),
         loss=losses.policy_loss(surrogate=losses.clipped(0.2)),
         group_size=size,
-        learners={"critic": critic(lab.scorer, config.critic, config.rl.loop.steps)},
+        learners={
+            "critic": critic(
+                lab.scorer, config.critic, config.rl.loop.steps, micro_batches=config.rl.batch_cuts
+            )
+        },
         select=select,
         prompts=lab.world.prompts,
         evaluation_prompts=config.evaluation_prompts,
@@ -139,7 +143,7 @@ FIT = SupervisedConfig(
     64,
     optimizer=OptimizerConfig(learning_rate=5e-6),
     loop=LoopConfig(steps=1000),
-    mesh=MeshConfig(fsdp=4, tensor=4),
+    mesh=MeshConfig(fsdp=16, tensor=4),
 )
 PAPER = Config(
     data="code",
@@ -147,9 +151,12 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=2560,
         minibatches=4,
+        micro_batches=4,
+        rollout_cuts=4,
+        batch_cuts=16,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=100, steps_per_call=1, evaluate_every=10),
-        mesh=MeshConfig(fsdp=4, tensor=4),
+        mesh=MeshConfig(fsdp=16, tensor=4),
     ),
     critic=OptimizerConfig(learning_rate=9e-6),
     kl=0.01,
@@ -160,13 +167,13 @@ PAPER = Config(
 def workloads(config):
     """The first policy, the reward model, the critic and PPO; prompts of 1024 tokens, responses of 2048."""
     lab, rl, size = config.lab, config.rl, config.samples
-    model, scorer = LanguageModel(lab.model), RewardModel(lab.model)
+    model = LanguageModel(lab.model)
     kept = dataclasses.replace(rl, prompts=2 * rl.prompts // size)  # the best and one other of each
+    rollouts = Rollouts(model, kept, 1, 1024, 2048, critic=config.critic, reward_model=True)
     return [
         imitation(model, lab.sft, 3072),
-        reward_model_training(scorer, lab.reward_model, 3072),
-        valuing(scorer, config.critic, kept.prompts // rl.minibatches, 3072),
-        *Rollouts(model, kept, 1, 1024, 2048).workloads(),
+        reward_model_training(rollouts.scorer, lab.reward_model, 3072),
+        *rollouts.workloads(),
     ]
 
 
@@ -233,5 +240,6 @@ EXPERIMENT = Experiment(
     first_arms=("ppo_m", "br", "bw"),
     first_seeds=3,
     curves=("gold", "proxy", "kl"),
+    topology="v5e:8x8",
     workloads=workloads,
 )

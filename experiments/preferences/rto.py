@@ -18,21 +18,15 @@ from rewardjax import credit, losses, rewards
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.curves import at_kl
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import LLAMA3_8B
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.moments import outcome_moments
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import TINY, LabConfig, PreferenceLab
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.workloads import (
-    Rollouts,
-    imitation,
-    preference_training,
-    reward_model_training,
-    valuing,
-)
+from rewardjax.recipes.workloads import imitation, preference_training, reward_model_training
 from rewardjax.rewards import shaping
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.preference_world import PreferenceWorld
@@ -164,7 +158,7 @@ def train(config, *, told=None):
                 lab.scorer,
                 config.critic,
                 config.rl.loop.steps,
-                micro_batches=config.rl.micro_batches,
+                micro_batches=config.rl.batch_cuts,
             ),
         },
         prompts=lab.world.prompts,
@@ -188,10 +182,10 @@ def direct(config):
 
 MINI = Config()
 TINY_LAB = dataclasses.replace(MINI.lab, model=dataclasses.replace(MINI.lab.model, layers=1))
-MESH = MeshConfig(fsdp=4, tensor=4)
+MESH = MeshConfig(fsdp=16, tensor=4)
 FIT = SupervisedConfig(
     128,
-    micro_batches=16,
+    micro_batches=8,
     optimizer=OptimizerConfig(learning_rate=5e-6, schedule="cosine", warmup=0.03),
     loop=LoopConfig(steps=480),
     mesh=MESH,
@@ -202,7 +196,9 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=1024,
         minibatches=8,
-        micro_batches=8,
+        micro_batches=4,
+        rollout_cuts=4,
+        batch_cuts=32,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=60, steps_per_call=1, evaluate_every=10),
         mesh=MESH,
@@ -219,13 +215,13 @@ PAPER = Config(
 def workloads(config):
     """The first policy, the reward model, DPO, the critic and PPO; prompts and responses of 1024 tokens."""
     lab, rl = config.lab, config.rl
-    model, scorer = LanguageModel(lab.model), RewardModel(lab.model)
+    model = LanguageModel(lab.model)
+    rollouts = Rollouts(model, rl, 1, 1024, 1024, critic=config.critic, reward_model=True)
     return [
         imitation(model, lab.sft, 2048),
-        reward_model_training(scorer, lab.reward_model, 2048),
+        reward_model_training(rollouts.scorer, lab.reward_model, 2048),
         preference_training(model, config.dpo, 2048),
-        valuing(scorer, config.critic, rl.prompts // rl.minibatches, 2048, rl.micro_batches),
-        *Rollouts(model, rl, 1, 1024, 1024).workloads(),
+        *rollouts.workloads(),
     ]
 
 
@@ -273,5 +269,6 @@ EXPERIMENT = Experiment(
     first_arms=("ppo", "rto", "ddpo"),
     first_seeds=3,
     curves=("gold", "proxy", "kl"),
+    topology="v5e:8x8",
     workloads=workloads,
 )

@@ -32,8 +32,9 @@ from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import GEMMA2_2B
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training
+from rewardjax.recipes.workloads import imitation, reward_model_training
 from rewardjax.rewards import shaping
 from rewardjax.statistics import Mean, to_groups
 from rewardjax.tasks.external import require_generated
@@ -233,6 +234,8 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=256,
         minibatches=4,
+        rollout_cuts=2,
+        batch_cuts=4,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=400, steps_per_call=1, evaluate_every=20),
         mesh=MeshConfig(fsdp=8),
@@ -246,10 +249,11 @@ def workloads(config):
     lab, rl, size = config.lab, config.rl, config.group_size
     model = LanguageModel(lab.model)
     asked = dataclasses.replace(rl, prompts=rl.prompts // size)
+    rollouts = Rollouts(model, asked, size, 256, 256, reward_model=True)
     return [
         imitation(model, lab.sft, 512),
-        reward_model_training(RewardModel(lab.model), lab.reward_model, 512),
-        *Rollouts(model, asked, size, 256, 256).workloads(),
+        reward_model_training(rollouts.scorer, lab.reward_model, 512),
+        *rollouts.workloads(),
     ]
 
 

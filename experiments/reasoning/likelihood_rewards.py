@@ -35,14 +35,15 @@ from rewardjax.recipes.reference_answers import (
     reference_transcripts,
     thoughtless,
 )
+from rewardjax.recipes.rollout_workloads import reinforcement
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import reinforcement
 from rewardjax.rewards import likelihood
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.tasks.arithmetic import Arithmetic
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.sharding import MeshConfig
 from rewardjax.trajectory import respond
 
 WORLD = Arithmetic(modulus=16, min_steps=3, max_steps=3)
@@ -283,8 +284,11 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=32,
         optimizer=OptimizerConfig(learning_rate=1e-6),
-        micro_batches=16,
+        micro_batches=32,
+        rollout_cuts=8,
+        batch_cuts=32,
         loop=LoopConfig(steps=1000, steps_per_call=1, evaluate_every=100),
+        mesh=MeshConfig(fsdp=4, tensor=4),
     ),
     group_size=32,
     thought=1024,

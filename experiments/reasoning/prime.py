@@ -26,9 +26,9 @@ from rewardjax.recipes.credit_quality import slip_auc
 from rewardjax.recipes.implicit_reward import fitted_to_rollouts, implicit_process_reward
 from rewardjax.recipes.learning_curve import learning_curve
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
+from rewardjax.recipes.rollout_workloads import Rollouts, with_process_rewards
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.verified_task import VerifiedTask
-from rewardjax.recipes.workloads import process_rewarding, reinforcement
 from rewardjax.tasks.arithmetic import Arithmetic
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
@@ -105,11 +105,6 @@ def prepare(config):
     return run_seed
 
 
-def cuts(rl: PolicyGradientConfig) -> int:
-    """Parts of a batch of the process reward model, as large as the policy's."""
-    return rl.minibatches * rl.micro_batches
-
-
 def train(config, *, credit, start="sft", frozen=False, process=True):
     """One arm; with `process` its `credit` reads a model that starts as `start`, and stays if `frozen`."""
     world, task = config.world, task_of(config)
@@ -125,7 +120,7 @@ def train(config, *, credit, start="sft", frozen=False, process=True):
         beta=config.beta,
         judge=lambda traj, q: {"step_auc": slip_auc(q, *world.step_correct(traj))},
         frozen=frozen,
-        micro_batches=cuts(config.rl),
+        micro_batches=config.rl.batch_cuts,
     )
     program = task.policy_gradient(
         config.rl,
@@ -161,10 +156,12 @@ PAPER = Config(
     model=QWEN25_7B,
     rl=PolicyGradientConfig(
         prompts=256,
-        micro_batches=64,
+        micro_batches=16,
+        rollout_cuts=4,
+        batch_cuts=16,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=586, steps_per_call=1, evaluate_every=16),
-        mesh=MeshConfig(fsdp=4, tensor=4),
+        mesh=MeshConfig(fsdp=16, tensor=4),
     ),
     prm=OptimizerConfig(learning_rate=1e-6, clip=10.0),
     group_size=4,
@@ -174,12 +171,9 @@ PAPER = Config(
 
 def workloads(config, prompt=1024):
     """The policy's programs and those of the process reward model, with prompts of so many tokens."""
-    model, rows = LanguageModel(config.model), config.rl.prompts * config.group_size
-    length = prompt + config.max_response
-    return [
-        *reinforcement(config, prompt=prompt),
-        *process_rewarding(model, config.prm, config.beta, rows, length, cuts(config.rl)),
-    ]
+    model = LanguageModel(config.model)
+    rollouts = Rollouts(model, config.rl, config.group_size, prompt, config.max_response)
+    return with_process_rewards(rollouts, config.prm, config.beta)
 
 
 TINY = dataclasses.replace(MINI.model, layers=1)
@@ -214,5 +208,6 @@ EXPERIMENT = Experiment(
     first_arms=("rloo", "prime"),
     first_seeds=2,
     curves=("eval/accuracy", "prm/auc", "prm/step_auc"),
+    topology="v5e:8x8",
     workloads=workloads,
 )

@@ -24,10 +24,10 @@ from rewardjax.models.transformer import TransformerConfig
 from rewardjax.recipes.objectives import language_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConfig, scored
 from rewardjax.recipes.preference_data import language_batch
+from rewardjax.recipes.rollout_workloads import reinforcement
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.text_to_sql import QueryTask, grading
 from rewardjax.recipes.verified_task import policy_on
-from rewardjax.recipes.workloads import reinforcement
 from rewardjax.rewards.sql import PARTS
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.sql import SQLWorld
@@ -154,10 +154,12 @@ PAPER = Config(
     model=QWEN25_7B,
     rl=PolicyGradientConfig(
         prompts=128,
-        micro_batches=128,
+        micro_batches=32,
+        rollout_cuts=4,
+        batch_cuts=32,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=221, steps_per_call=1, evaluate_every=13),
-        mesh=MeshConfig(fsdp=4, tensor=4),
+        mesh=MeshConfig(fsdp=16, tensor=4),
     ),
     max_response=2048,
 )
@@ -200,5 +202,6 @@ EXPERIMENT = Experiment(
     first_arms=("sft", "exec_only", "all"),
     first_seeds=2,
     curves=("eval/execution", "reward/execution", "zero_advantage"),
-    workloads=partial(reinforcement, prompt=4096),
+    topology="v5e:8x8",
+    workloads=partial(reinforcement, prompt=4096, reward_model=True),
 )

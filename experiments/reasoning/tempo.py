@@ -25,14 +25,15 @@ from rewardjax.recipes.credit_quality import credit_watch
 from rewardjax.recipes.critic import critic
 from rewardjax.recipes.learning_curve import learning_curve
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
+from rewardjax.recipes.rollout_workloads import reinforcement
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.verified_task import VerifiedTask
-from rewardjax.recipes.workloads import reinforcement, valuing
 from rewardjax.statistics import Mean
 from rewardjax.tasks.decision_tree import DecisionTree
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
+from rewardjax.training.sharding import MeshConfig
 
 WORLD = DecisionTree()
 
@@ -94,8 +95,14 @@ def train(config, *, credit, reward=verified, valued=False):
     world, task = config.world, task_of(config)
     learners = {}
     if valued:
-        scorer, updates = RewardModel(config.model), config.rl.minibatches
-        learners["critic"] = critic(scorer, config.critic, config.rl.loop.steps, updates=updates)
+        rl = config.rl
+        learners["critic"] = critic(
+            RewardModel(config.model),
+            config.critic,
+            rl.loop.steps,
+            updates=rl.minibatches,
+            micro_batches=rl.batch_cuts,
+        )
     else:
         credit = partial(credit, group_size=config.group_size)
     learners["credit"] = credit_watch(credit, world.judge, config.group_size)
@@ -137,8 +144,11 @@ PAPER = Config(
         prompts=512,
         minibatches=8,
         micro_batches=28,
+        rollout_cuts=64,
+        batch_cuts=224,
         optimizer=OptimizerConfig(learning_rate=1e-6),
         loop=LoopConfig(steps=210, steps_per_call=1, evaluate_every=10),
+        mesh=MeshConfig(fsdp=8, tensor=2),
     ),
     critic=OptimizerConfig(learning_rate=1e-5),
     group_size=7,
@@ -149,8 +159,10 @@ SMOKE = smoke(MINI, model=dataclasses.replace(MINI.model, layers=1), evaluation_
 
 def workloads(config):
     """What `grpo`, `tempo` and `ppo` run at full size, with prompts of at most 1024 tokens."""
-    critic = valuing(RewardModel(config.model), config.critic, 16, 1024 + config.max_response)
-    return [*reinforcement(config, prompt=1024, slots=64), critic]
+    updates = config.rl.minibatches
+    return reinforcement(
+        config, prompt=1024, reference=False, critic=config.critic, critic_updates=updates
+    )
 
 
 CHANCE = len(WORLD.decisions) / WORLD.length

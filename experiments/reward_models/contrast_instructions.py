@@ -30,8 +30,9 @@ from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import LLAMA2_7B
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import TINY, LabConfig, PreferenceLab
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import SupervisedConfig
-from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training
+from rewardjax.recipes.workloads import imitation, reward_model_training
 from rewardjax.rewards.retrieval import cosines, fused_rewards
 from rewardjax.tasks.contrast import noised, similar_requests, spoilt
 from rewardjax.tasks.external import require_generated
@@ -277,6 +278,8 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=128,
         minibatches=4,
+        rollout_cuts=2,
+        batch_cuts=4,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=400, steps_per_call=1),
         mesh=MeshConfig(fsdp=4, tensor=4),
@@ -291,7 +294,7 @@ def workloads(config):
     return [
         imitation(model, config.lab.sft, 512),
         reward_model_training(scorer, config.lab.reward_model, 512),
-        *Rollouts(model, rl, config.group_size, 256, 256).workloads(),
+        *Rollouts(model, rl, config.group_size, 256, 256, reward_model=True).workloads(),
     ]
 
 

@@ -28,7 +28,6 @@ from rewardjax import credit, losses
 from rewardjax.data.formats import open_preferences
 from rewardjax.data.sources import ArraySource
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.presets import LLAMA3_70B
 from rewardjax.recipes.critic import critic
@@ -37,6 +36,7 @@ from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import comparisons
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab
 from rewardjax.recipes.rated_pairs import RatedPairsConfig, helpfulness, rated_study
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.text_reward_model import TextConfig, ragged, text_scorer, text_study
 from rewardjax.recipes.workloads import preference_training, reward_model_training
@@ -245,10 +245,10 @@ def align(config, *, arm):
 
 def online(config, lab, *, rloo):
     """REINFORCE with a leave-one-out baseline, or PPO: the same samples, the KL in the reward."""
-    size, cuts = config.group_size if rloo else 1, config.rl.minibatches * config.rl.micro_batches
-    value = critic(lab.scorer, config.critic, config.rl.loop.steps, micro_batches=cuts)
+    size, rl = config.group_size if rloo else 1, config.rl
+    value = critic(lab.scorer, config.critic, rl.loop.steps, micro_batches=rl.batch_cuts)
     program = lab.policy_gradient(
-        config.rl,
+        rl,
         shape=lambda traj: traj.info["proxy"],
         kl=config.kl,
         credit=partial(credit.leave_one_out, group_size=size)
@@ -314,6 +314,7 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=256,
         micro_batches=16,
+        batch_cuts=16,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=160, steps_per_call=1, evaluate_every=20),
         mesh=MESH,
@@ -324,10 +325,18 @@ PAPER = Config(
 
 
 def workloads(config):
-    """The reward model on comparisons, and DPO, on conversations of 4096 tokens."""
-    model, length = config.lab.model, config.text.buckets[-1]
-    scorer = reward_model_training(RewardModel(model), config.fit, length)
-    return [scorer, preference_training(LanguageModel(model), config.dpo, length)]
+    """The reward model on comparisons, DPO, and PPO with all its models, on conversations of 4096 tokens.
+
+    RLOO's programs are PPO's without the critic.
+    """
+    model, length = LanguageModel(config.lab.model), config.text.buckets[-1]
+    half = length // 2
+    rollouts = Rollouts(model, config.rl, 1, half, half, critic=config.critic, reward_model=True)
+    return [
+        reward_model_training(rollouts.scorer, config.fit, length),
+        preference_training(model, config.dpo, length),
+        *rollouts.workloads(),
+    ]
 
 
 NOTES = {

@@ -36,9 +36,10 @@ from rewardjax.recipes.objectives import language_modelling, reward_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import language_batch
 from rewardjax.recipes.preference_lab import TINY, pairwise
+from rewardjax.recipes.rollout_workloads import guided_decoding
 from rewardjax.recipes.styled_pairs import answered, cut_short, restyled, styled_pairs
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training
+from rewardjax.recipes.workloads import imitation, reward_model_training
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.tasks.external import require_generated
 from rewardjax.tasks.styled_answers import STYLES, StyledAnswers
@@ -330,14 +331,13 @@ PAPER = Config(
 
 
 def workloads(config):
-    """The three fits on texts of 1024 tokens, and the decoding that reward guidance adds candidates to."""
+    """The three fits on texts of 1024 tokens, and decoding that a reward model guides, token by token."""
     model, scorer = LanguageModel(config.model), RewardModel(config.model)
-    rl = PolicyGradientConfig(prompts=128, micro_batches=4, mesh=SHARDED)
-    decoding = Rollouts(model, rl, 1, 512, 512).workloads()[:2]
+    rl = PolicyGradientConfig(prompts=128, mesh=SHARDED)
     return [
         imitation(model, config.language, 1024),
         reward_model_training(scorer, config.fit, 1024),
-        *decoding,
+        *guided_decoding(model, rl, 1, prompt=512, response=512),
     ]
 
 

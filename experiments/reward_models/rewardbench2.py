@@ -30,8 +30,9 @@ from rewardjax.recipes.policy_gradient import PolicyGradient, PolicyGradientConf
 from rewardjax.recipes.preference_data import language_batch
 from rewardjax.recipes.preference_lab import TINY, pairwise
 from rewardjax.recipes.question_benchmark import WORLD, benchmark, compared, judged, written
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training
+from rewardjax.recipes.workloads import imitation, reward_model_training
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.sampling.transcripts import transcripts
 from rewardjax.statistics import Mean, pearson
@@ -282,7 +283,7 @@ SMOKE = smoke(
     asked=8,
     evaluation_prompts=16,
 )
-MESH = MeshConfig(fsdp=4, tensor=4)
+MESH = MeshConfig(fsdp=16, tensor=4)
 PAPER = Config(
     data="allenai/reward-bench-2",
     model=LLAMA3_8B,
@@ -303,6 +304,8 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=64,
         micro_batches=4,
+        rollout_cuts=2,
+        batch_cuts=4,
         optimizer=OptimizerConfig(learning_rate=3e-7, schedule="linear"),
         loop=LoopConfig(steps=1000, steps_per_call=1, evaluate_every=100),
         mesh=MESH,
@@ -316,7 +319,7 @@ def workloads(config):
     return [
         imitation(model, config.lineage, 2048),
         reward_model_training(RewardModel(config.model), config.fit, 2048),
-        *Rollouts(model, config.rl, config.group_size, 1024, 1024).workloads(),
+        *Rollouts(model, config.rl, config.group_size, 1024, 1024, reward_model=True).workloads(),
     ]
 
 
@@ -352,5 +355,6 @@ EXPERIMENT = Experiment(
     ],
     first_arms=("benchmark", "full", "fewest"),
     first_seeds=3,
+    topology="v5e:8x8",
     workloads=workloads,
 )

@@ -48,10 +48,11 @@ from rewardjax.recipes.objectives import reward_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_lab import LabConfig, PreferenceLab, pairwise
 from rewardjax.recipes.response_lists import list_metrics
+from rewardjax.recipes.rollout_workloads import Rollouts
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
 from rewardjax.recipes.text_pairs import TextPairs, TextPairsConfig, inapplicable_to_text
 from rewardjax.recipes.text_votes import TextVotes
-from rewardjax.recipes.workloads import Rollouts, imitation, reward_model_training, sequences_of
+from rewardjax.recipes.workloads import imitation, reward_model_training, sequences_of
 from rewardjax.tasks.external import require_generated
 from rewardjax.training.loop import LoopConfig, smoke
 from rewardjax.training.optimizer import OptimizerConfig
@@ -288,6 +289,7 @@ SMOKE = smoke(
 )
 FIT = SupervisedConfig(
     32,
+    micro_batches=4,
     optimizer=OptimizerConfig(learning_rate=5e-6, b2=0.95, epsilon=1e-6, warmup=0.1),
     loop=LoopConfig(steps=1000),
     mesh=MeshConfig(fsdp=4, tensor=4),
@@ -300,6 +302,9 @@ PAPER = Config(
     rl=PolicyGradientConfig(
         prompts=128,
         minibatches=4,
+        micro_batches=4,
+        rollout_cuts=8,
+        batch_cuts=16,
         optimizer=OptimizerConfig(learning_rate=5e-7),
         loop=LoopConfig(steps=400, steps_per_call=1),
         mesh=MeshConfig(fsdp=4, tensor=4),
@@ -325,8 +330,7 @@ def workloads(config):
         imitation(model, lab.sft, 2048),
         reward_model_training(scorer, lab.reward_model, 2048),
         objective_training(scorer, config.refit, stepped, batch, "metarm"),
-        # Each head has its own keys and values: caches of this model are large.
-        *Rollouts(model, rl, config.group, 1024, 1024, slots=32).workloads(),
+        *Rollouts(model, rl, config.group, 1024, 1024, reward_model=True).workloads(),
     ]
 
 

@@ -15,6 +15,7 @@ from rewardjax.compilation.chips import GIB, CompileError, Topology
 from rewardjax.compilation.flops import matmul_flops
 from rewardjax.compilation.hlo import traffic
 
+USABLE = 0.97  # of HBM; the runtime keeps the rest (the compiler gives 15.75 of a v5e's 16 GiB)
 ON_TENSOR_CORE = {"xla_tpu_enable_offloading_scatter_to_sparsecore": False}
 
 
@@ -26,11 +27,13 @@ class Program:
       function: to be jitted.
       arguments: `jax.ShapeDtypeStruct` with shardings, in place of arrays.
       donated: positions of the arguments whose memory the results take over.
+      kept: positions of the arguments that are part of what a whole step holds (`Workload.held`).
     """
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     donated: tuple[int, ...] = ()
+    kept: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Workload:
       program: `(mesh, rows) -> Program`.
       calls: how often it runs in one step of training.
       sizes: of the model's axes that a mesh divides, by their logical names.
+      held: `(mesh) -> {name: shapes}`, what stays in memory through the whole step that this is a part of:
+        train states, frozen models. A program alone holds its arguments only.
     """
 
     name: str
@@ -50,6 +55,7 @@ class Workload:
     program: Callable[[Mesh, int], Program]
     calls: int = 1
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    held: Callable[[Mesh], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,13 +65,14 @@ class Report:
     Attributes:
       name, rows, calls: the workload's.
       arguments, outputs, temporaries: bytes of HBM; outputs in donated memory are not counted twice.
+      beside: bytes of what the step holds and the program is not called with.
       capacity: bytes of HBM.
       flops: of its matrix products.
       memory: bytes of HBM traffic.
       collectives: bytes by kind.
       compute_seconds, memory_seconds, interconnect_seconds: each alone at peak rates.
       compile_seconds: what compiling took.
-      largest: where it does not fit, the compiler's list of the largest buffers; else empty.
+      largest: where it does not fit, what is largest; else empty.
     """
 
     name: str
@@ -77,6 +84,7 @@ class Report:
     arguments: float = 0.0
     outputs: float = 0.0
     temporaries: float = 0.0
+    beside: float = 0.0
     memory: float = 0.0
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
     compute_seconds: float = 0.0
@@ -86,7 +94,7 @@ class Report:
 
     @property
     def fits(self) -> bool:
-        """Whether the compiler found room for it."""
+        """Whether there is room for it and for what the step holds beside it."""
         return not self.largest
 
     @property
@@ -154,22 +162,34 @@ def compile_workload(workload: Workload, mesh: Mesh, where: Topology) -> Report:
                 raise
             compiled, largest = None, largest_buffers(str(error), program)
     spent = time.perf_counter() - start
+    held = {} if workload.held is None else workload.held(mesh)
+    beside = max(_bytes(held) - _bytes([program.arguments[i] for i in program.kept]), 0.0)
     known = (workload.name, workload.rows, workload.calls, chip.memory, flops, spent)
     if compiled is None:
-        return Report(*known, compute_seconds=flops / chip.flops, largest=largest)
+        return Report(*known, beside=beside, compute_seconds=flops / chip.flops, largest=largest)
     stats: Any = compiled.memory_analysis()
+    outputs = stats.output_size_in_bytes - stats.alias_size_in_bytes
+    own = stats.argument_size_in_bytes + outputs + stats.temp_size_in_bytes
     moved = traffic(text)
     return Report(
         *known,
         arguments=stats.argument_size_in_bytes,
-        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        outputs=outputs,
         temporaries=stats.temp_size_in_bytes,
+        beside=beside,
         memory=moved.memory,
         collectives=moved.collectives,
         compute_seconds=flops / chip.flops,
         memory_seconds=moved.memory / chip.bandwidth,
         interconnect_seconds=sum(moved.collectives.values()) / chip.interconnect,
+        largest=() if own + beside <= USABLE * chip.memory else _crowded(own, held),
     )
+
+
+def _crowded(own: float, held: dict[str, Any]) -> tuple[str, ...]:
+    """What fills a device on which the program alone would fit."""
+    parts = (f"{_bytes(tree) / GIB:.2f} GiB a device: {name}" for name, tree in held.items())
+    return (f"{own / GIB:.2f} GiB a device of its own, and the step holds", *parts)
 
 
 def readable(lowered: Any) -> tuple[Any, str]:
@@ -235,20 +255,25 @@ def largest_buffers(message: str, program: Program, count: int = 5) -> tuple[str
     return (message.splitlines()[0], *rows)
 
 
-def _bytes(leaf: Any) -> float:
-    shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
-    return math.prod(shape) * jnp.dtype(leaf.dtype).itemsize if shape else 0.0
+def _bytes(tree: Any) -> float:
+    """Of arrays, on each device; keys and numbers without axes do not count."""
+    total = 0.0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.shape if leaf.sharding is None else leaf.sharding.shard_shape(leaf.shape)
+        total += math.prod(shape) * jnp.dtype(leaf.dtype).itemsize if shape else 0.0
+    return total
 
 
 def table(reports: Sequence[Report]) -> str:
     """A Markdown table of what matters."""
     lines = [
-        "| program | rows | HBM: arguments + outputs + temporaries, GiB a device | of | TFLOP"
+        "| program | rows | HBM: arguments + outputs + temporaries, beside, GiB a device | of | TFLOP"
         " | traffic, GB | collectives, GB | time, ms | bound |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for it in reports:
         hbm = " + ".join(f"{x / GIB:.2f}" for x in (it.arguments, it.outputs, it.temporaries))
+        hbm += f", {it.beside / GIB:.2f}"
         moved = ", ".join(f"{kind} {x / 1e9:.2f}" for kind, x in it.collectives.items()) or "none"
         cells = [it.name, it.rows, hbm if it.fits else "does not fit", f"{it.capacity / GIB:.0f}"]
         cells += [f"{it.flops / 1e12:.2f}", f"{it.memory / 1e9:.1f}", moved]

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +17,7 @@ from rewardjax.training.loop import HostStep, Loop, LoopConfig
 from rewardjax.training.optimizer import OptimizerConfig, make_optimizer
 from rewardjax.training.run import Run
 from rewardjax.training.sharding import MeshConfig, initial_state, make_mesh
-from rewardjax.training.state import Metrics, TrainState, assembled, update
+from rewardjax.training.state import Metrics, TrainState, assembled, in_cuts, update
 from rewardjax.trajectory import Trajectory
 
 
@@ -29,6 +30,9 @@ class PolicyGradientConfig:
       epochs: passes over the sampled batch.
       minibatches: optimizer steps a pass.
       micro_batches: cuts of each minibatch whose gradients are added up.
+      rollout_cuts: parts of the prompts, sampled one after the other.
+      batch_cuts: cuts of the sampled batch, for what reads all of it beside the policy: frozen models that
+        annotate it, and models that are trained on it where they take this number.
       optimizer: of the policy.
       loop: number of sampled batches, and cadences.
       mesh: the devices.
@@ -38,6 +42,8 @@ class PolicyGradientConfig:
     epochs: int = 1
     minibatches: int = 1
     micro_batches: int = 1
+    rollout_cuts: int = 1
+    batch_cuts: int = 1
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-4)
     loop: LoopConfig = LoopConfig()
     mesh: MeshConfig = MeshConfig()
@@ -87,7 +93,8 @@ class PolicyGradient:
       prompts: `(key, n) -> batch` where prompts are made on the device; else they come from the run's source.
       assemble: `(params, frozen) -> params`, what rollout, loss and evaluation see of the trained parameters,
         where these are only a part (`Lora.merge`).
-      annotate: reads frozen parameters (a reference policy, a reward model), before the learners.
+      annotate: reads frozen parameters (a reference policy, a reward model), before the learners; row by row
+        where `batch_cuts` cuts the batch.
       learners: models trained beside the policy, in the order in which they observe.
       measure: `traj -> metrics`, logged at each step beside the usual ones.
       select: `(traj, key) -> traj`, after measuring: the rows from which learners and policy learn.
@@ -99,7 +106,8 @@ class PolicyGradient:
       evaluate: `(params, frozen, key) -> metrics`; compiled, but not with `on_host`.
 
     Raises:
-      ValueError: `overlap` without `on_host`, or with a single update in a program call.
+      ValueError: `overlap` without `on_host`, or with a single update in a program call; `rollout_cuts` does
+        not divide `prompts`.
     """
 
     def __init__(
@@ -135,6 +143,11 @@ class PolicyGradient:
             raise ValueError(
                 "overlap: expected on_host and two or more updates between all cadences, found"
                 f" on_host={on_host} and {config.loop}"
+            )
+        if config.prompts % config.rollout_cuts:
+            raise ValueError(
+                f"rollout_cuts: expected a divisor of prompts={config.prompts}, found"
+                f" {config.rollout_cuts}"
             )
         self._act = jax.jit(self.act, donate_argnums=0)
         self._learn = jax.jit(self._rewarded, donate_argnums=0)
@@ -182,9 +195,9 @@ class PolicyGradient:
         prompt_key, rollout_key, observe_key = jax.random.split(key, 3)
         if self.prompts is not None:
             batch = self.prompts(prompt_key, self.config.prompts)
-        traj = self.rollout(self.assemble(state.params, frozen), batch, rollout_key)
+        traj = self._sample(self.assemble(state.params, frozen), batch, rollout_key)
         if self.annotate is not None:
-            traj = self.annotate(frozen, traj)
+            traj = in_cuts(partial(self.annotate, frozen), traj, self.config.batch_cuts)
         metrics: Metrics = {} if self.measure is None else self.measure(traj)
         if self.select is not None:
             traj = self.select(traj, jax.random.fold_in(observe_key, len(self.learners)))
@@ -194,6 +207,17 @@ class PolicyGradient:
             states[name], traj, found = learner.observe(states[name], traj, own_key)
             metrics |= {f"{name}/{k}": v for k, v in found.items()}
         return state.replace(learners=states), traj, metrics
+
+    def _sample(self, params, batch, key) -> Trajectory:
+        cuts = self.config.rollout_cuts
+        if cuts == 1:
+            return self.rollout(params, batch, key)
+
+        def one(part):
+            prompts, key = part
+            return self.rollout(params, prompts, key[0])
+
+        return in_cuts(one, (batch, jax.random.split(key, cuts)), cuts)
 
     def learn(self, state, traj, reward: Reward, frozen, key) -> tuple[TrainState, Metrics]:
         """Update learners and policy on a rewarded batch."""

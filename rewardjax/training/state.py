@@ -82,28 +82,31 @@ def gradients(loss: LossFunction, params, batch, micro_batches: int = 1) -> tupl
     return jax.lax.scan(add, zeros, cuts)[0]
 
 
-def in_cuts(function: Callable[[Any], Any], batch, micro_batches: int = 1) -> Any:
+def in_cuts(function: Callable[[Any], Any], batch, cuts: int = 1) -> Any:
     """`function(batch)`, of one cut at a time: only a cut's activations are in memory.
 
     Args:
-      function: maps a batch to a pytree whose leaves have its leading axis, row by row.
+      function: maps a batch to a pytree whose leaves have a leading axis for its rows, in their order.
       batch: a pytree whose leaves have a leading batch axis.
-      micro_batches: number of equal cuts.
+      cuts: number of equal cuts.
 
     Raises:
       ValueError: the batch cannot be cut into equal parts.
     """
-    if micro_batches == 1:
+    if cuts == 1:
         return function(batch)
-    found = jax.lax.map(function, _cuts(batch, micro_batches))
+    found = jax.lax.map(function, _cuts(batch, cuts))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
-def _cuts(batch, micro_batches):
-    rows = jax.tree.leaves(batch)[0].shape[0]
-    if rows % micro_batches:
-        raise ValueError(f"micro_batches={micro_batches} does not divide the batch of {rows} rows")
-    return jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+def _cuts(batch, cuts):
+    for x in jax.tree.leaves(batch):
+        if x.shape[0] % cuts:
+            raise ValueError(
+                "expected cuts (micro_batches, batch_cuts, rollout_cuts) that divide a batch of"
+                f" {x.shape[0]} rows, found {cuts}"
+            )
+    return jax.tree.map(lambda x: x.reshape(cuts, -1, *x.shape[1:]), batch)
 
 
 def _slice_gradients(loss, params, batch, weights):
