@@ -27,10 +27,6 @@ class Chip:
     bandwidth: float
     interconnect: float
 
-    def share(self, parts: int) -> "Chip":
-        """The figures of one of several equal parts of the chip that are programmed as devices."""
-        return Chip(*(getattr(self, field.name) / parts for field in dataclasses.fields(self)))
-
 
 # Google Cloud's pages on each generation's architecture; the interconnect is half of what they give
 # for both directions together.
@@ -41,6 +37,8 @@ CHIPS = {
     "v6e": Chip(918e12, 32 * GIB, 1638e9, 400e9),
 }
 
+# Two cores of these are one device, as they are where they run; the compiler has to be told.
+TWO_CORES = {"v4": {"chip_config_name": "megacore"}}
 
 QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -62,8 +60,8 @@ class Topology:
 
     Attributes:
       name: such as "v5e:4x4".
-      devices: what a mesh is made of; there may be two to a chip.
-      chip: the figures of one device.
+      devices: its chips, of which a mesh is made.
+      chip: the figures of one.
     """
 
     name: str
@@ -78,7 +76,8 @@ def tpu_topology(name: str) -> Topology:
       TopologyError: it is not of that form, or of no known generation.
       CompileError: the compiler has no such slice, or is not installed.
     """
-    part = Slice.parse(name)
+    Slice.parse(name)  # says what is wrong with a name
+    generation, _, _ = name.partition(":")
     if importlib.util.find_spec("libtpu") is None and "TPU_LIBRARY_PATH" not in os.environ:
         raise CompileError("the TPU compiler is not installed: pip install -e '.[tpu-compile]'")
     # Without these the library looks for TPUs here and for other programs that use them, and says so.
@@ -88,9 +87,8 @@ def tpu_topology(name: str) -> Topology:
     from jax.experimental import topologies
 
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+        found = topologies.get_topology_desc(name, "tpu", **TWO_CORES.get(generation, {}))
     except (JaxRuntimeError, ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise CompileError(f"topology {name!r}: there is no such slice: {reason}") from error
-    devices = found.devices
-    return Topology(name, devices, CHIPS[name.partition(":")[0]].share(len(devices) // part.chips))
+    return Topology(name, found.devices, CHIPS[generation])
