@@ -133,7 +133,17 @@ PAPER = Config(
     data="GenEval prompts, stable-diffusion-2-1",
     world=RareDigit(
         model=DiTConfig(
-            64, 64, 4, layers=28, width=1280, heads=20, mlp_width=5120, remat=True, scan=True
+            64,
+            64,
+            4,
+            layers=28,
+            width=1280,
+            heads=20,
+            mlp_width=5120,
+            remat=True,
+            scan=True,
+            attention="fused",
+            dtype="bfloat16",
         )
     ),
     particles=(2, 4, 8),

@@ -133,7 +133,17 @@ MINI = Config()
 PAPER = Config(
     data="PickScore prompts, SD3.5-medium",
     model=DiTConfig(
-        64, 64, 16, layers=24, width=1536, heads=24, mlp_width=6144, remat=True, scan=True
+        64,
+        64,
+        16,
+        layers=24,
+        width=1536,
+        heads=24,
+        mlp_width=6144,
+        remat=True,
+        scan=True,
+        attention="fused",
+        dtype="bfloat16",
     ),
     rl=PolicyGradientConfig(
         prompts=48,

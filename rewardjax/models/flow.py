@@ -7,7 +7,8 @@ of the shape of `x_t`. Time and condition enter every layer by adaptive normalis
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from rewardjax.models.attention import Visibility, attend
+from rewardjax.models.fused_attention import attend_fused
 from rewardjax.models.projection import project
 from rewardjax.models.transformer import weight
 from rewardjax.partitioning import constrain
@@ -56,6 +58,8 @@ class DiTConfig:
       layers, width, heads, mlp_width: of the transformer.
       remat: recompute blocks in the backward pass.
       scan: one compiled block scanned over the layers (large models) instead of an unrolled stack.
+      attention: by plain products ("xla") or, where there is one, by the platform's kernel ("fused").
+      dtype: of activations and matrix products; parameters, normalisation, time and velocity are float32.
     """
 
     height: int = 8
@@ -69,6 +73,8 @@ class DiTConfig:
     mlp_width: int = 128
     remat: bool = False
     scan: bool = False
+    attention: Literal["xla", "fused"] = "xla"
+    dtype: str = "float32"
 
     def __post_init__(self):
         for name, value, factor in [
@@ -127,18 +133,20 @@ def time_features(time: Float[Array, "batch"], size: int) -> Float[Array, "batch
 
 
 def modulated(x, shift, scale):
-    """Layer-normalised over the last axis without weights of its own, then scaled and shifted."""
+    """Layer-normalised over the last axis without weights of its own, then scaled and shifted; float32."""
+    x, shift, scale = (jnp.asarray(part, jnp.float32) for part in (x, shift, scale))
     centred = x - jnp.mean(x, axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + 1e-6)
     return normed * (1.0 + scale) + shift
 
 
 class Linear(nn.Module):
-    """A linear map with bias; the axes are logical names. It starts at 0 if `zero`."""
+    """A linear map with bias, in `dtype`; the axes are logical names. It starts at 0 if `zero`."""
 
     outputs: int
     axes: tuple[str | None, str | None]
     zero: bool = False
+    dtype: str = "float32"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch into"]) -> Float[Array, "*batch out"]:
@@ -147,7 +155,7 @@ class Linear(nn.Module):
         init: Any = zeros if self.zero else None
         kernel = weight(self, "kernel", (x.shape[-1], self.outputs), self.axes, init=init)
         bias = weight(self, "bias", (self.outputs,), self.axes[1:], init=zeros)
-        return project(x, kernel) + bias
+        return project(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Conditioning(nn.Module):
@@ -200,18 +208,20 @@ class DiTBlock(nn.Module):
         """Tokens `[batch, time, width]` and the conditioning `[batch, width]` -> tokens."""
         c = self.config
         batch, time, _ = x.shape
-        modulation = Linear(6 * c.width, ("embed", "mlp"), zero=True, name="modulation")(mixed)
+        linear = partial(Linear, dtype=c.dtype)
+        modulation = linear(6 * c.width, ("embed", "mlp"), zero=True, name="modulation")(mixed)
         shift, scale, gate, shift_2, scale_2, gate_2 = jnp.split(modulation[:, None], 6, axis=-1)
-        y = Linear(3 * c.width, ("embed", "heads"), name="query_key_value")(
+        y = linear(3 * c.width, ("embed", "heads"), name="query_key_value")(
             modulated(x, shift, scale)
         )
         q, k, v = y.reshape(batch, time, 3, c.heads, -1).transpose(2, 0, 3, 1, 4)
         one = jnp.ones((batch, time), jnp.int32)
-        y = attend(q, k, v, Visibility(one, one, causal=False), scale=(c.width // c.heads) ** -0.5)
+        kernel = attend_fused if c.attention == "fused" else attend
+        y = kernel(q, k, v, Visibility(one, one, causal=False), scale=(c.width // c.heads) ** -0.5)
         y = y.swapaxes(1, 2).reshape(batch, time, -1)
-        x = x + gate * Linear(c.width, ("heads", "embed"), name="out")(y)
-        y = Linear(c.mlp_width, ("embed", "mlp"), name="up")(modulated(x, shift_2, scale_2))
-        y = Linear(c.width, ("mlp", "embed"), name="down")(jax.nn.gelu(y))
+        x = x + gate * linear(c.width, ("heads", "embed"), name="out")(y)
+        y = linear(c.mlp_width, ("embed", "mlp"), name="up")(modulated(x, shift_2, scale_2))
+        y = linear(c.width, ("mlp", "embed"), name="down")(jax.nn.gelu(y))
         return constrain(x + gate_2 * y, "batch", None, "width")
 
 
@@ -245,6 +255,7 @@ class DiT(nn.Module):
         places = (rows * columns, c.width)
         init = nn.initializers.normal(0.02)
         y = y + weight(self, "positions", places, (None, "embed"), init=init)
+        y = y.astype(c.dtype)
         block = nn.remat(DiTBlock, prevent_cse=not c.scan) if c.remat else DiTBlock
         if c.scan:
             y, _ = _scanned(c.layers)(block(c, name="blocks"), y, mixed)
