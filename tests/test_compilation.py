@@ -215,10 +215,11 @@ def test_what_rollouts_hold():
     held = named["decode"].held(mesh)
     assert list(held) == ["policy", "reference", "reward model", "critic", "process reward model"]
     bare = dataclasses.replace(ROLLOUTS, critic=None, reward_model=False, reference=False)
-    assert [it.name for it in bare.workloads()] == ["prefill", "decode", "update"]
+    assert [it.name for it in bare.workloads()] == ["rollout", "prefill", "decode", "update"]
     assert list(bare.workloads()[0].held(mesh)) == ["policy"]
     guided = rollout_workloads.guided_decoding(MODEL, RL, 2, 8, 8)
-    assert {it.name: it.rows for it in guided} == {"prefill": 4, "decode": 8, "reward": 8}
+    rows = {"rollout": 4, "prefill": 4, "decode": 8, "reward": 8}
+    assert {it.name: it.rows for it in guided} == rows
     assert list(guided[0].held(mesh)) == ["policy", "reward model"]
 
 
@@ -227,8 +228,8 @@ def test_what_a_mesh_does_not_divide_is_named():
     with pytest.raises(
         CompileError, match=r"decode: expected kv_heads to be a multiple of 4 .*found 2"
     ):
-        check_mesh(ROLLOUTS.workloads()[1], mesh.shape, RULES)
-    odd = dataclasses.replace(ROLLOUTS.workloads()[1], rows=3, sizes={})
+        check_mesh(ROLLOUTS.workloads()[2], mesh.shape, RULES)
+    odd = dataclasses.replace(ROLLOUTS.workloads()[2], rows=3, sizes={})
     with pytest.raises(CompileError, match=r"expected rows to be a multiple of 2 .*found 3"):
         check_mesh(odd, mesh.shape, RULES)
 

@@ -21,7 +21,7 @@ from rewardjax.recipes.workloads import sizes_of, state_of, training
 from rewardjax.sampling.generate import decode, prefill, sample_token
 from rewardjax.sampling.language_policy import LanguagePolicy
 from rewardjax.training.optimizer import OptimizerConfig
-from rewardjax.trajectory import Trajectory
+from rewardjax.trajectory import Prompts, Trajectory
 
 DECODED = (
     32  # tokens of each slot in a call of `decode`: a cache changes its layout at a call's ends
@@ -120,7 +120,9 @@ class Rollouts:
         return found
 
     def workloads(self) -> list[Workload]:
-        """Prefill, decode, update; `score`, `reward` and `critic` where there are such models.
+        """Rollout and its parts, prefill and decode; update; `score`, `reward`, `critic` with such models.
+
+        A rollout is of full-length responses to a part of the prompts; its `rows` and a prefill's are prompts.
 
         Raises:
           ValueError: a prompt and its response are longer than the model's context.
@@ -130,6 +132,7 @@ class Rollouts:
         prompts, slots = rl.prompts // rl.rollout_cuts, self.rows // rl.rollout_cuts
         cut = self.rows // (rl.minibatches * rl.micro_batches)
         found = [
+            ("rollout", prompts, self._rollout, rl.rollout_cuts),
             ("prefill", prompts, self._prefill, rl.rollout_cuts),
             ("decode", slots, self._decode, rl.rollout_cuts * -(-self.response // DECODED)),
             ("update", cut, self._update, rl.epochs * rl.minibatches),
@@ -149,6 +152,14 @@ class Rollouts:
             return {}
         shape = (vision.height, vision.width, vision.channels)
         return {"image": rows_of(mesh, jnp.float32, rows, *shape)}
+
+    def _rollout(self, mesh: Mesh, rows: int) -> Program:
+        shape = (rows, self.prompt)
+        tokens, valid = rows_of(mesh, jnp.int32, *shape), rows_of(mesh, bool, *shape)
+        prompts = Prompts(tokens, valid, self._image(mesh, rows))
+        policy = dataclasses.replace(self.policy, group_size=self.group_size)
+        arguments = (weights_of(mesh, self.model), prompts, key_shape())
+        return Program(policy.rollout, arguments, kept=(0,))
 
     def _prefill(self, mesh: Mesh, rows: int) -> Program:
         def run(params, tokens, valid, image=None):
@@ -248,7 +259,7 @@ def guided_decoding(
         parts = {"policy": model, "reward model": rollouts.scorer}
         return {name: weights_of(mesh, part) for name, part in parts.items()}
 
-    named = ("prefill", "decode", "reward")
+    named = ("rollout", "prefill", "decode", "reward")
     return in_one_step([it for it in rollouts.workloads() if it.name in named], held)
 
 
