@@ -21,7 +21,8 @@ import numpy as np
 
 from rewardjax.evaluation.transport import wasserstein2
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.flow import DiTConfig, FlowModel
+from rewardjax.models.flow import FlowModel
+from rewardjax.models.presets import SD21
 from rewardjax.recipes.flow_workloads import velocities
 from rewardjax.recipes.flow_worlds import RareDigit, RareMode
 from rewardjax.sampling import particles as fk
@@ -127,25 +128,10 @@ DIGITS = Config(
     world=RareDigit(), sets=64, strength=1.0, particles=(4, 8, 16), worst=-50.0, matched=256
 )
 # Steps, particles, strength and schedule are those of the authors' launch script for Stable Diffusion
-# (resampling every 20 of 100 steps, from 20), with 64 x 64 x 4 latents. Its network is a U-Net of
-# 860 million parameters; the transformer here has about as many.
+# (resampling every 20 of 100 steps, from 20), 2.1.
 PAPER = Config(
     data="GenEval prompts, stable-diffusion-2-1",
-    world=RareDigit(
-        model=DiTConfig(
-            64,
-            64,
-            4,
-            layers=28,
-            width=1280,
-            heads=20,
-            mlp_width=5120,
-            remat=True,
-            scan=True,
-            attention="fused",
-            dtype="bfloat16",
-        )
-    ),
+    world=RareDigit(model=SD21),
     particles=(2, 4, 8),
     sets=553,
     steps=100,

@@ -20,7 +20,8 @@ import numpy as np
 from rewardjax import credit, losses
 from rewardjax.credit.turning_point import stepwise_group_relative, turning_point, turning_points
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.models.flow import DiTConfig, FlowConfig, FlowModel, MLPConfig
+from rewardjax.models.flow import FlowConfig, FlowModel, MLPConfig
+from rewardjax.models.presets import SD35_MEDIUM
 from rewardjax.recipes.flow_matching import flow_matching, noised
 from rewardjax.recipes.flow_study import FlowSettings, FlowStudy
 from rewardjax.recipes.flow_workloads import denoising
@@ -127,24 +128,11 @@ def train(config, *, credit, reward=increments):
 
 
 MINI = Config()
-# Steps, window, noise, group, prompts, clip and KL are those of the released runs on SD3.5-medium; its
-# transformer has 24 layers of width 1536 on 64 x 64 x 16 latents in patches of 2. The learning rate is
-# Flow-GRPO's for LoRA; the number of updates is not given: that one is ours.
+# Steps, window, noise, group, prompts, clip and KL are those of the released runs on SD3.5-medium. The
+# learning rate is Flow-GRPO's for LoRA; the number of updates is not given: that one is ours.
 PAPER = Config(
     data="PickScore prompts, SD3.5-medium",
-    model=DiTConfig(
-        64,
-        64,
-        16,
-        layers=24,
-        width=1536,
-        heads=24,
-        mlp_width=6144,
-        remat=True,
-        scan=True,
-        attention="fused",
-        dtype="bfloat16",
-    ),
+    model=SD35_MEDIUM,
     rl=PolicyGradientConfig(
         prompts=48,
         minibatches=2,

@@ -3,6 +3,7 @@
 import dataclasses
 
 from rewardjax.models.attention import RopeScaling
+from rewardjax.models.flow import DiTConfig
 from rewardjax.models.transformer import TransformerConfig
 
 _LARGE = TransformerConfig(
@@ -143,3 +144,15 @@ QWEN25_7B = dataclasses.replace(
 )
 
 QWEN3_4B = dataclasses.replace(QWEN3_1_7B, layers=36, width=2560, heads=32, mlp_width=9728)
+
+_PICTURES = DiTConfig(
+    64, 64, remat=True, scan=True, attention="fused", dtype="bfloat16"
+)  # latents of 512 x 512 pixels
+
+# Depth and width of Stable Diffusion 3.5 medium's transformer, whose text stream is left out.
+SD35_MEDIUM = dataclasses.replace(
+    _PICTURES, channels=16, layers=24, width=1536, heads=24, mlp_width=6144
+)
+
+# Stable Diffusion 2.1 is a U-Net of 860 million parameters; this transformer has about as many.
+SD21 = dataclasses.replace(_PICTURES, channels=4, layers=28, width=1280, heads=20, mlp_width=5120)

@@ -100,8 +100,10 @@ class Rollouts:
 
     @property
     def policy(self) -> LanguagePolicy:
-        """The policy, for its `score`."""
-        return LanguagePolicy(self.model, self.response, (), prompt_columns=self.prompt)
+        """The policy; no token ends its responses."""
+        return LanguagePolicy(
+            self.model, self.response, (), self.group_size, prompt_columns=self.prompt
+        )
 
     @property
     def scorer(self) -> RewardModel:
@@ -122,7 +124,7 @@ class Rollouts:
     def workloads(self) -> list[Workload]:
         """Rollout and its parts, prefill and decode; update; `score`, `reward`, `critic` with such models.
 
-        A rollout is of full-length responses to a part of the prompts; its `rows` and a prefill's are prompts.
+        A rollout writes full-length responses to a part of the prompts: these are its rows, and a prefill's.
 
         Raises:
           ValueError: a prompt and its response are longer than the model's context.
@@ -153,22 +155,21 @@ class Rollouts:
         shape = (vision.height, vision.width, vision.channels)
         return {"image": rows_of(mesh, jnp.float32, rows, *shape)}
 
-    def _rollout(self, mesh: Mesh, rows: int) -> Program:
+    def _prompts(self, mesh: Mesh, rows: int) -> Prompts:
         shape = (rows, self.prompt)
         tokens, valid = rows_of(mesh, jnp.int32, *shape), rows_of(mesh, bool, *shape)
-        prompts = Prompts(tokens, valid, self._image(mesh, rows))
-        policy = dataclasses.replace(self.policy, group_size=self.group_size)
-        arguments = (weights_of(mesh, self.model), prompts, key_shape())
-        return Program(policy.rollout, arguments, kept=(0,))
+        return Prompts(tokens, valid, self._image(mesh, rows))
+
+    def _rollout(self, mesh: Mesh, rows: int) -> Program:
+        arguments = (weights_of(mesh, self.model), self._prompts(mesh, rows), key_shape())
+        return Program(self.policy.rollout, arguments, kept=(0,))
 
     def _prefill(self, mesh: Mesh, rows: int) -> Program:
-        def run(params, tokens, valid, image=None):
-            return prefill(self.model, params, tokens, valid, self.prompt, image)
+        def run(params, prompts):
+            image = prompts.info.get("image")
+            return prefill(self.model, params, prompts.tokens, prompts.valid, self.prompt, image)
 
-        shape = (rows, self.prompt)
-        tokens, valid = rows_of(mesh, jnp.int32, *shape), rows_of(mesh, bool, *shape)
-        image = tuple(self._image(mesh, rows).values())
-        return Program(run, (sampling_params(mesh, self.model), tokens, valid, *image))
+        return Program(run, (sampling_params(mesh, self.model), self._prompts(mesh, rows)))
 
     def _decode(self, mesh: Mesh, rows: int) -> Program:
         def run(params, cache, tokens, positions, key):
