@@ -52,6 +52,9 @@ class Traffic:
 Computation = dict[str, Instruction]
 
 
+STARTS, ENDS = (f'custom_call_target="AsyncCollective{what}"' for what in ("Start", "Done"))
+
+
 def size_of(shape: str, *, everywhere: bool = False) -> float:
     """Bytes of a shape's arrays; by default only of those in HBM, not in a faster memory (`S(1)`)."""
     total = 0.0
@@ -69,6 +72,7 @@ def traffic(text: str) -> Traffic:
       ValueError: the text has no entry computation.
     """
     computations, entry = parse(text)
+    started = _started(computations)
     memory, moved = 0.0, defaultdict[str, float](float)
     stack = [(entry, 1.0, True)]
     while stack:
@@ -76,11 +80,12 @@ def traffic(text: str) -> Traffic:
         body = computations[name]
         for it in body.values():
             kind = it.opcode.removesuffix("-start")
-            if kind in COLLECTIVES and not it.opcode.endswith("-done"):
+            first = started.get(_channel(it), name) == name
+            if kind in COLLECTIVES and first and not it.opcode.endswith("-done"):
                 fused = "reduce-scatter" if "reduce-scatter" in name else kind
                 moved[fused] += times * _collective(it, body)
             if executed and it.opcode not in FREE and not it.opcode.endswith("-done"):
-                memory += times * _touched(it, body, computations)
+                memory += times * _touched(it, body, computations, started)
             turns = _turns(it, computations) if it.opcode == "while" else 1
             inside = it.opcode in ("while", "call", "conditional")
             if it.opcode in ("while", "call", "conditional", "fusion", "async-start"):
@@ -155,7 +160,52 @@ def _collective(it: Instruction, body: Computation) -> float:
     return max(size_of(it.shape, everywhere=True), operands)
 
 
-def _touched(it: Instruction, body: Computation, computations: dict[str, Computation]) -> float:
+def _channel(it: Instruction) -> str:
+    """What collectives are told apart by; "" for other instructions."""
+    found = re.search(r"\bchannel_id=(\d+)", it.attributes)
+    return found[1] if found else ""
+
+
+def _started(computations: dict[str, Computation]) -> dict[str, str]:
+    """By channel, where a collective starts that other fusions carry on, a part in each, or end.
+
+    The compiler writes the collective into all of these fusions, as if each did all of it.
+    """
+    return {
+        _channel(it): name
+        for name, body in computations.items()
+        if any(STARTS in it.attributes for it in body.values())
+        for it in body.values()
+        if it.opcode in COLLECTIVES
+    }
+
+
+def _carried(name: str, fused: Computation, started: dict[str, str]) -> set[str]:
+    """Of a fusion that carries on or ends a collective, what belongs to that: operands and results."""
+    moving = {
+        it.name
+        for it in fused.values()
+        if it.opcode in COLLECTIVES and started.get(_channel(it), name) != name
+    }
+    if not moving:
+        return set()
+    passed = set(moving)
+    for it in fused.values():
+        users = [user for user in fused.values() if it.name in user.operands]
+        if it.opcode == "parameter":
+            own = all(
+                user.name in moving or (user.root and user.opcode == "tuple") for user in users
+            )
+            passed |= {it.name} if own else set()
+    return passed
+
+
+def _touched(
+    it: Instruction,
+    body: Computation,
+    computations: dict[str, Computation],
+    started: dict[str, str],
+) -> float:
     """HBM bytes that an instruction reads and writes."""
     shapes = [body[name].shape for name in it.operands]
     if it.opcode in SLICES:
@@ -164,13 +214,18 @@ def _touched(it: Instruction, body: Computation, computations: dict[str, Computa
         return 2 * size_of(shapes[1])
     if it.opcode != "fusion":
         return size_of(it.shape) + sum(map(size_of, shapes))
-    fused = computations[_called(it)[0]]
-    read = 0.0
+    (called, *_) = _called(it)
+    fused = computations[called]
+    if any(ENDS in each.attributes for each in fused.values()):
+        return 0.0
+    carried, read = _carried(called, fused, started), 0.0
     for parameter, shape in zip(_parameters(fused), shapes, strict=True):
-        read += min(size_of(shape), _read(parameter, fused, computations))
+        if parameter not in carried:
+            read += min(size_of(shape), _read(parameter, fused, computations))
     written = sum(
         size_of(fused[each.operands[1]].shape) if _in_place(each) else size_of(each.shape)
         for each in _results(fused)
+        if each.name not in carried
     )
     return read + min(written, size_of(it.shape))
 

@@ -16,7 +16,10 @@ from rewardjax.compilation.flops import matmul_flops
 from rewardjax.compilation.hlo import traffic
 
 USABLE = 0.97  # of HBM; the runtime keeps the rest (the compiler gives 15.75 of a v5e's 16 GiB)
-ON_TENSOR_CORE = {"xla_tpu_enable_offloading_scatter_to_sparsecore": False}
+ON_TENSOR_CORE = {
+    "xla_tpu_enable_offloading_scatter_to_sparsecore": False,
+    "xla_tpu_offload_gather_to_sparsecore": False,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,8 +198,8 @@ def _crowded(own: float, held: dict[str, Any]) -> tuple[str, ...]:
 def readable(lowered: Any) -> tuple[Any, str]:
     """A compiled program and its text.
 
-    The compiler of v5p may give a scatter to its SparseCores, in a form of which jaxlib cannot read the
-    text: the program is then compiled once more with its scatters on the TensorCore.
+    The compiler of v5p may give scatters and gathers to its SparseCores, in a form of which jaxlib cannot
+    read the text: the program is then compiled once more with these on the TensorCore.
     """
     compiled = lowered.compile()
     try:
