@@ -54,7 +54,9 @@ GEMMA3 = dataclasses.replace(
     tied_embeddings=True,
 )
 PRESETS = {
-    name: value for name, value in vars(presets).items() if name.isupper() and name[0] != "_"
+    name: value
+    for name, value in vars(presets).items()
+    if isinstance(value, TransformerConfig) and name[0] != "_"
 }
 
 # What the publishers' files say of the model (without token ids and settings of training).
