@@ -55,12 +55,22 @@ PROGRAMS = [
     workloads.imitation(MODEL, FIT, 16),
     workloads.reward_model_training(SCORER, FIT, 16),
     workloads.preference_training(MODEL, FIT, 16),
+    workloads.value_training(SCORER, FIT, 16),
     *workloads.verifier_training(TextConfig(buckets=(16,), model=TINY, pretraining=FIT, fit=FIT)),
     flow_workloads.velocities(FLOW, 8, 10),
     *flow_workloads.denoising(FlowPolicy(FLOW.velocity, FLOW.config.event, 4, 3), FLOW, RL, 8),
 ]
 
-TRAINED = ("update", "sft", "reward_model", "dpo", "critic", "process_reward_model", "verifier")
+TRAINED = (
+    "update",
+    "sft",
+    "reward_model",
+    "dpo",
+    "critic",
+    "process_reward_model",
+    "verifier",
+    "value",
+)
 
 
 def cpu_slice():

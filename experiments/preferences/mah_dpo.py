@@ -21,16 +21,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from rewardjax import credit, losses
-from rewardjax.compilation.layout import rows_of
 from rewardjax.data.sources import ArraySource
 from rewardjax.evaluation.fronts import hypervolume
 from rewardjax.experiment import Arm, Claim, Experiment, Paper
-from rewardjax.losses import Loss
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel
 from rewardjax.models.multi_head import MultiHead
 from rewardjax.models.presets import QWEN25_7B
-from rewardjax.recipes.objective_workloads import objective_training
+from rewardjax.recipes.objectives import value_modelling
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig
 from rewardjax.recipes.preference_data import language_batch
 from rewardjax.recipes.preference_lab import TINY, LabConfig, PreferenceLab
@@ -43,7 +41,7 @@ from rewardjax.recipes.several_objectives import (
     side_by_side,
 )
 from rewardjax.recipes.supervised import Supervised, SupervisedConfig
-from rewardjax.recipes.workloads import imitation, sequences_of
+from rewardjax.recipes.workloads import imitation, value_training
 from rewardjax.sampling.guided import generate_guided
 from rewardjax.sampling.transcripts import transcripts
 from rewardjax.statistics import spearman
@@ -181,16 +179,6 @@ def make_program(config, lab, route, decoding):
     return model, Supervised(config.policy, init=model.boxed_init, loss=loss, evaluate=evaluate)
 
 
-def valuing(scorer):
-    """The value model's loss: squared error of every prefix's value."""
-
-    def loss(params, batch, frozen=None):
-        found = scorer.steps(params, batch["tokens"], batch["valid"])[..., 0]
-        return Loss({"value": losses.squared_error(found, batch["target"], batch["mask"])}, {})
-
-    return loss
-
-
 def prepare(config):
     """The SFT policy, each objective's comparisons, a value model for A, and where A and B start.
 
@@ -202,7 +190,7 @@ def prepare(config):
     many = PreferenceLab(dataclasses.replace(config.lab, comparisons=config.conflict_comparisons))
     decoding = Decoding(config, lab)
     scorer = decoding.scorer
-    fit = Supervised(config.value, init=scorer.boxed_init, loss=valuing(scorer))
+    fit = Supervised(config.value, init=scorer.boxed_init, loss=value_modelling(scorer))
 
     def run_seed(run):
         reference = lab.sft(run.stage("sft"))
@@ -336,18 +324,11 @@ def workloads(config):
     A prompt and its response have 1536 tokens.
     """
     model = MultiHead(LanguageModel(config.lab.model), len(OBJECTIVES))
-    scorer = RewardModel(config.lab.model)
-
-    def batch(mesh):
-        rows = config.value.batch_size
-        target = rows_of(mesh, jnp.float32, rows, 1536)
-        return sequences_of(mesh, rows, 1536) | {"target": target}
-
     rl = PolicyGradientConfig(prompts=16, mesh=config.policy.mesh)
     return [
         imitation(model.model, config.lab.sft, 1536),
         heads_training(model, config.policy, 1536, "mah_dpo"),
-        objective_training(scorer, config.value, valuing(scorer), batch, "value"),
+        value_training(RewardModel(config.lab.model), config.value, 1536),
         *guided_decoding(model.model, rl, config.candidates, prompt=512, response=1024),
     ]
 

@@ -26,6 +26,11 @@ def abstract(mesh: Mesh, init: Callable[..., Any], *arguments: Any) -> Any:
     )
 
 
+def weights_of(mesh: Mesh, model: Any) -> Any:
+    """A model's parameters (`boxed_init`) as they are trained: in float32, over all axes of the mesh."""
+    return abstract(mesh, model.boxed_init, key_shape())
+
+
 def sampling_params(mesh: Mesh, model: LanguageModel) -> Any:
     """The parameters as `LanguageModel.for_sampling` lays them out."""
 

@@ -8,17 +8,14 @@ import jax.numpy as jnp
 from jax import ShapeDtypeStruct
 from jax.sharding import Mesh
 
-from rewardjax import losses
-from rewardjax.compilation.layout import key_shape, rows_of
+from rewardjax.compilation.layout import key_shape, rows_of, weights_of
 from rewardjax.compilation.program import Program, Workload
 from rewardjax.models.flow import FlowModel
 from rewardjax.recipes.policy_gradient import PolicyGradientConfig, scored
-from rewardjax.recipes.rollout_workloads import in_one_step, weights_of
+from rewardjax.recipes.rollout_workloads import CLIPPED, in_one_step
 from rewardjax.recipes.workloads import state_of, training
 from rewardjax.sampling.flow import FlowPolicy
 from rewardjax.trajectory import Trajectory
-
-CLIPPED = losses.policy_loss(surrogate=losses.clipped(0.2))
 
 
 def velocities(model: FlowModel, rows: int, calls: int) -> Workload:

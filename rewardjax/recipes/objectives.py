@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from rewardjax.losses import Loss, cross_entropy, log_ratio
+from rewardjax.losses import Loss, cross_entropy, log_ratio, squared_error
 from rewardjax.models.heads import RewardModel
 from rewardjax.models.language_model import LanguageModel, gather_logprobs
 from rewardjax.statistics import Mean
@@ -52,6 +52,19 @@ def reward_modelling(model: RewardModel, score_loss: ScoreLoss):
             "score_spread": Mean.of(jnp.std(scores, axis=1)),
         }
         return Loss({"preference": Mean.of(values * weight)}, metrics)
+
+    return loss
+
+
+def value_modelling(model: RewardModel):
+    """Squared error of what the model's output says of every prefix.
+
+    A batch is a dict of `tokens`, `valid`, `mask` and `target`, each `[batch, time]`.
+    """
+
+    def loss(params, batch, frozen=None) -> Loss:
+        found = model.steps(params, batch["tokens"], batch["valid"])[..., 0]
+        return Loss({"value": squared_error(found, batch["target"], batch["mask"])}, {})
 
     return loss
 

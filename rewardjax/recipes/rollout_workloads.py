@@ -9,7 +9,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rewardjax import losses
-from rewardjax.compilation.layout import abstract, cache_of, key_shape, rows_of, sampling_params
+from rewardjax.compilation.layout import (
+    abstract,
+    cache_of,
+    key_shape,
+    rows_of,
+    sampling_params,
+    weights_of,
+)
 from rewardjax.compilation.program import Program, Workload
 from rewardjax.losses import Loss, PolicyLoss
 from rewardjax.models.heads import RewardModel
@@ -38,11 +45,6 @@ def trajectory_of(mesh: Mesh, rows: int, time: int, **info: Any) -> Trajectory:
     flags, numbers = rows_of(mesh, bool, rows, time), rows_of(mesh, jnp.float32, rows, time)
     tokens = rows_of(mesh, jnp.int32, rows, time)
     return Trajectory(tokens, flags, flags, numbers, info={"reference_logprobs": numbers, **info})
-
-
-def weights_of(mesh: Mesh, model: Any) -> Any:
-    """A model's parameters (`boxed_init`) as they are trained: in float32, over all axes of the mesh."""
-    return abstract(mesh, model.boxed_init, key_shape())
 
 
 def in_one_step(workloads: list[Workload], *held: Held) -> list[Workload]:

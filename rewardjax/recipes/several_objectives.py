@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
-from rewardjax.compilation.layout import abstract, key_shape
+from rewardjax.compilation.layout import weights_of
 from rewardjax.compilation.program import Workload
 from rewardjax.losses import Loss
 from rewardjax.models.multi_head import MultiHead
@@ -54,7 +54,7 @@ def heads_training(model: MultiHead, config: SupervisedConfig, length: int, name
 
     def frozen(mesh: Mesh):
         alpha = jax.ShapeDtypeStruct((model.heads,), jnp.float32)
-        return {"heads": abstract(mesh, model.boxed_init, key_shape()), "alpha": alpha}
+        return {"heads": weights_of(mesh, model), "alpha": alpha}
 
     loss = dpo_by_objective(model, 0.1, tuple(range(model.heads)))
     return objective_training(model, config, loss, batch, name, frozen)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from rewardjax import losses
-from rewardjax.compilation.layout import abstract, key_shape, rows_of
+from rewardjax.compilation.layout import abstract, key_shape, rows_of, weights_of
 from rewardjax.compilation.program import Program, Workload
 from rewardjax.losses import Loss
 from rewardjax.models.heads import RewardModel
@@ -23,6 +23,7 @@ from rewardjax.recipes.objectives import (
     direct_preference,
     language_modelling,
     reward_modelling,
+    value_modelling,
 )
 from rewardjax.recipes.supervised import SupervisedConfig
 from rewardjax.recipes.text_reward_model import TextConfig
@@ -145,11 +146,32 @@ def preference_training(
             direct_preference(model, ratio_loss or dpo, divergence),
             sequences_of(mesh, *shape) | weights,
             config.batch_size // rows,
-            frozen=abstract(mesh, model.boxed_init, key_shape()),
+            frozen=weights_of(mesh, model),
         )
 
     cut = config.batch_size // config.micro_batches
     return Workload(name, cut, program, 1, sizes_of(model.config))
+
+
+def value_training(
+    scorer: RewardModel, config: SupervisedConfig, length: int, name: str = "value"
+) -> Workload:
+    """Regression of every prefix's value, on sequences of `length` tokens."""
+
+    def program(mesh: Mesh, rows: int) -> Program:
+        shape = (config.batch_size, length)
+        target = {"target": rows_of(mesh, jnp.float32, *shape)}
+        return training(
+            mesh,
+            scorer.boxed_init,
+            config.optimizer,
+            value_modelling(scorer),
+            sequences_of(mesh, *shape) | target,
+            config.batch_size // rows,
+        )
+
+    cut = config.batch_size // config.micro_batches
+    return Workload(name, cut, program, 1, sizes_of(scorer.config))
 
 
 def verifier_training(text: TextConfig) -> list[Workload]:
